@@ -1,0 +1,103 @@
+//! What both sides must agree on beside the types: layout version, map names, capacities.
+//!
+//! Any change to a map's key, value, kind or meaning raises [`LAYOUT_VERSION`]; the test below
+//! compares a digest of all sizes and fails when that was forgotten.
+
+/// Version of the pinned layout; part of the pin path, so that two layouts never meet in one map.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Version of the tunnel header. A receiver that meets another version delivers what it knows.
+pub const TUNNEL_VERSION: u8 = 1;
+
+/// Names of the maps, as in the BPF object and below the pin directory.
+pub mod map {
+    pub const FRONTENDS: &str = "FRONTENDS";
+    pub const FRONTEND_OF: &str = "FRONTEND_OF";
+    pub const SERVICES: &str = "SERVICES";
+    pub const RECORDS: &str = "RECORDS";
+    pub const OWNERS: &str = "OWNERS";
+    pub const BACKENDS: &str = "BACKENDS";
+    pub const LOCAL_BACKENDS: &str = "LOCAL_BACKENDS";
+    pub const HOPS: &str = "HOPS";
+    pub const VIPS: &str = "VIPS";
+    pub const VIP_FILTER: &str = "VIP_FILTER";
+    pub const UPLINKS: &str = "UPLINKS";
+    pub const MEMBERS: &str = "MEMBERS";
+    pub const OPENING: &str = "OPENING";
+    pub const ESTABLISHED: &str = "ESTABLISHED";
+    pub const DATAGRAMS: &str = "DATAGRAMS";
+    pub const STATE: &str = "STATE";
+    pub const SERVICE_COUNTERS: &str = "SERVICE_COUNTERS";
+    pub const BACKEND_COUNTERS: &str = "BACKEND_COUNTERS";
+    pub const REASON_COUNTERS: &str = "REASON_COUNTERS";
+    pub const REFUSALS: &str = "REFUSALS";
+
+    /// All of them; what the agent pins and checks.
+    pub const ALL: [&str; 20] = [
+        FRONTENDS, FRONTEND_OF, SERVICES, RECORDS, OWNERS, BACKENDS, LOCAL_BACKENDS, HOPS, VIPS,
+        VIP_FILTER, UPLINKS, MEMBERS, OPENING, ESTABLISHED, DATAGRAMS, STATE, SERVICE_COUNTERS,
+        BACKEND_COUNTERS, REASON_COUNTERS, REFUSALS,
+    ];
+}
+
+/// Names of the programs in the BPF object.
+pub mod program {
+    /// XDP, on each uplink.
+    pub const INGRESS: &str = "weir_ingress";
+    /// tc, on each device by which the host routes to clients.
+    pub const EGRESS: &str = "weir_egress";
+}
+
+/// Uplinks one node may have.
+pub const MAX_UPLINKS: usize = 8;
+
+/// Slots in one block of `OWNERS`: one cache line of `u32`.
+pub const BLOCK_SLOTS: u32 = 16;
+
+/// Most slots a service may have; a table then fills 4,095 blocks.
+pub const MAX_SLOTS: u32 = 65_520;
+
+/// Entries each map has unless the `Agent` object says otherwise.
+pub mod capacity {
+    /// Frontends; services are twice as many (outside and inside the cluster).
+    pub const FRONTENDS: u32 = 1024;
+    /// Blocks of the owners arena: 256 tables of the default 4,093 slots.
+    pub const OWNER_BLOCKS: u32 = 256 * 256;
+    pub const BACKENDS: u32 = 8192;
+    pub const NODES: u32 = 1024;
+    pub const VIPS: u32 = 1024;
+    pub const OPENING: u32 = 65_536;
+    pub const ESTABLISHED: u32 = 262_144;
+    pub const DATAGRAMS: u32 = 65_536;
+}
+
+#[cfg(test)]
+mod tests {
+    use core::mem::size_of;
+
+    use crate::{arrival, backend, frontend, globals, hop, reason, service};
+
+    /// A change here without a new `LAYOUT_VERSION` would let two layouts meet in one pinned map.
+    #[test]
+    fn sizes_belong_to_the_layout_version() {
+        let sizes = [
+            size_of::<frontend::Endpoint>(),
+            size_of::<frontend::Frontend>(),
+            size_of::<frontend::Vip>(),
+            size_of::<service::Record>(),
+            size_of::<service::OwnerBlock>(),
+            size_of::<backend::Backend>(),
+            size_of::<hop::Hop>(),
+            size_of::<hop::Member>(),
+            size_of::<hop::Uplinks>(),
+            size_of::<arrival::ArrivalKey>(),
+            size_of::<arrival::Arrival>(),
+            size_of::<globals::Settings>(),
+            size_of::<reason::Counter>(),
+        ];
+        assert_eq!(
+            (super::LAYOUT_VERSION, sizes),
+            (1, [20, 8, 8, 64, 64, 32, 64, 8, 128, 24, 16, 64, 16])
+        );
+    }
+}

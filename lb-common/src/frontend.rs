@@ -1,0 +1,69 @@
+//! Frontends and VIPs: what a client's packet is looked up by.
+
+use core::mem::size_of;
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::net::{Addr, Port};
+
+/// Address, port and protocol: the key of `FRONTENDS` (a VIP's) and of `LOCAL_BACKENDS`, and the
+/// value of `FRONTEND_OF` (service index → what `egress` puts back).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq, Pod, Zeroable)]
+pub struct Endpoint {
+    pub addr: Addr,
+    pub port: Port,
+    pub proto: u8,
+    /// Always zero: keys are compared byte by byte.
+    pub pad: u8,
+}
+const _: () = assert!(size_of::<Endpoint>() == 20);
+
+impl Endpoint {
+    #[inline(always)]
+    pub const fn new(addr: Addr, port: Port, proto: u8) -> Self {
+        Self { addr, port, proto, pad: 0 }
+    }
+}
+
+/// Value of `FRONTENDS`: two stable service indices and nothing that changes while it lives.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
+pub struct Frontend {
+    /// Service for clients outside the cluster.
+    pub outside: u32,
+    /// Service for clients on the nodes.
+    pub inside: u32,
+}
+const _: () = assert!(size_of::<Frontend>() == 8);
+
+/// Value of `VIPS`, keyed by [`Addr`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
+pub struct Vip {
+    /// Interface on which this node answers ARP and NDP for the VIP; 0: it announces it nowhere.
+    pub announced_on: u32,
+    /// [`vip_flags`].
+    pub flags: u32,
+}
+const _: () = assert!(size_of::<Vip>() == 8);
+
+pub mod vip_flags {
+    /// Answer ICMP and ICMPv6 echo.
+    pub const ECHO: u32 = 1;
+}
+
+/// `VIP_FILTER` is a bitmap over hashed addresses: a clear bit proves "no VIP", so that traffic
+/// that is not ours costs one array look-up instead of a hash look-up.
+pub const FILTER_WORDS: u32 = 1024;
+
+/// Where an address stands in `VIP_FILTER`: (word, bit mask).
+#[inline(always)]
+pub fn filter_position(addr: &Addr) -> (u32, u64) {
+    let words = addr.words();
+    let mixed = (words[0] ^ words[1].rotate_left(11) ^ words[2].rotate_left(22) ^ words[3])
+        .wrapping_mul(0x9e37_79b1);
+    (mixed >> 22, 1 << ((mixed >> 16) & 63))
+}
+
+map_types!(Endpoint, Frontend, Vip, Addr);

@@ -1,0 +1,49 @@
+//! Load-time settings: read-only data of the BPF object, constants to the verifier.
+
+use core::mem::size_of;
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::net::{Addr, Port};
+
+/// The global `SETTINGS`, set before the programs are loaded.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
+pub struct Settings {
+    /// Key of the flow hash, from the shared seed.
+    pub flow_key: [u64; 2],
+    /// First bytes of a hash of the shared seed: tells nodes of another seed apart.
+    pub seed_tag: [u8; 8],
+    /// This node's own tunnel addresses; unset where it has none of the family.
+    pub own_v4: Addr,
+    pub own_v6: Addr,
+    /// UDP port of the tunnel.
+    pub tunnel_port: Port,
+    pub reserved: [u8; 2],
+    /// Geneve virtual network identifier, 24 bits.
+    pub vni: u32,
+}
+const _: () = assert!(size_of::<Settings>() == 64);
+
+/// Name of the global in the BPF object.
+pub const SETTINGS: &str = "SETTINGS";
+
+/// Indices of `STATE`, an array of `u64` that changes at run time.
+pub mod state {
+    /// CLOCK_BOOTTIME in ns of the agent's last heartbeat; 0: no agent yet.
+    pub const HEARTBEAT: u32 = 0;
+    /// Two words that change with every boot of the node.
+    pub const BOOT_ID: u32 = 1;
+    pub const BOOT_ID_2: u32 = 2;
+    /// Largest MSS that still fits the tunnel; 0: do not clamp.
+    pub const MSS_V4: u32 = 3;
+    pub const MSS_V6: u32 = 4;
+    pub const ENTRIES: u32 = 8;
+}
+
+/// Tunnel port unless configured.
+pub const DEFAULT_TUNNEL_PORT: u16 = 6084;
+/// Geneve VNI unless configured.
+pub const DEFAULT_VNI: u32 = 0x77_6569;
+
+map_types!(Settings);

@@ -1,0 +1,114 @@
+//! The keyed flow hash: which slot a flow falls into. The same on every node of one seed.
+
+use crate::{
+    net::{Addr, Flow, Port},
+    siphash::Sip13,
+};
+
+/// SipHash-1-3 of the five-tuple under the shared seed; the low 32 bits choose the slot, the high
+/// ones the tunnel's source port.
+///
+/// An IPv4 flow is two words, an IPv6 flow five: the mapped prefix carries nothing.
+#[inline(always)]
+pub fn flow_hash(key: &[u64; 2], flow: &Flow) -> u64 {
+    let (client, vip) = (flow.client.words(), flow.vip.words());
+    let ports = (flow.client_port.wire() as u64) << 48
+        | (flow.vip_port.wire() as u64) << 32
+        | flow.proto as u64;
+    let state = Sip13::new(key[0], key[1]);
+    if flow.vip.is_v4() {
+        return state.word(pair(client[3], vip[3])).word(ports).finish();
+    }
+    state
+        .word(pair(client[0], client[1]))
+        .word(pair(client[2], client[3]))
+        .word(pair(vip[0], vip[1]))
+        .word(pair(vip[2], vip[3]))
+        .word(ports)
+        .finish()
+}
+
+/// The hash for client affinity: of the client's address alone.
+#[inline(always)]
+pub fn client_hash(key: &[u64; 2], client: &Addr) -> u64 {
+    let words = client.words();
+    Sip13::new(key[0], key[1])
+        .word(pair(words[0], words[1]))
+        .word(pair(words[2], words[3]))
+        .finish()
+}
+
+/// 16-bit name of a backend in the tunnel header's list of those visited. Never 0, which marks an
+/// empty place.
+pub fn fingerprint(key: &[u64; 2], addr: &Addr, port: Port) -> u16 {
+    let words = addr.words();
+    let hash = Sip13::new(key[0], key[1])
+        .word(pair(words[0], words[1]))
+        .word(pair(words[2], words[3]))
+        .word(port.wire() as u64)
+        .finish();
+    (hash as u16).max(1)
+}
+
+/// Slot of a hash by multiply-shift: no division, and bounded for the verifier.
+#[inline(always)]
+pub const fn slot_of(hash: u64, slots: u32) -> u32 {
+    ((hash & 0xffff_ffff) * slots as u64 >> 32) as u32
+}
+
+/// Two words as memory holds them. All that weir runs on is little-endian.
+#[inline(always)]
+const fn pair(first: u32, second: u32) -> u64 {
+    (first as u64) << 32 | second as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use core::net::IpAddr;
+
+    use super::*;
+
+    fn flow(client: &str, vip: &str) -> Flow {
+        let addr = |text: &str| Addr::from(text.parse::<IpAddr>().unwrap());
+        Flow {
+            client: addr(client),
+            vip: addr(vip),
+            client_port: Port::new(40000),
+            vip_port: Port::new(443),
+            proto: crate::net::proto::TCP,
+        }
+    }
+
+    #[test]
+    fn slots_stay_in_range_at_both_ends() {
+        assert_eq!(slot_of(0, 4093), 0);
+        assert_eq!(slot_of(u64::MAX, 4093), 4092);
+        assert_eq!(slot_of(u64::MAX, 1), 0);
+    }
+
+    #[test]
+    fn every_part_of_the_tuple_and_the_key_matters() {
+        let base = flow("192.0.2.1", "198.51.100.1");
+        let of = |flow: &Flow| flow_hash(&[1, 2], flow);
+        let mut seen = std::collections::BTreeSet::from([of(&base)]);
+        for changed in [
+            Flow { client: flow("192.0.2.2", "::").client, ..base },
+            Flow { vip: flow("::", "198.51.100.2").vip, ..base },
+            Flow { client_port: Port::new(40001), ..base },
+            Flow { vip_port: Port::new(444), ..base },
+            Flow { proto: crate::net::proto::UDP, ..base },
+            flow("2001:db8::1", "2001:db8::2"),
+            flow("2001:db8:0:1::1", "2001:db8::2"),
+        ] {
+            assert!(seen.insert(of(&changed)), "{changed:?}");
+        }
+        assert!(seen.insert(flow_hash(&[1, 3], &base)));
+    }
+
+    #[test]
+    fn client_affinity_ignores_ports() {
+        let a = flow("192.0.2.1", "198.51.100.1");
+        assert_eq!(client_hash(&[1, 2], &a.client), client_hash(&[1, 2], &a.client));
+        assert_ne!(client_hash(&[1, 2], &a.client), client_hash(&[1, 2], &a.vip));
+    }
+}
