@@ -1,1 +1,14 @@
-//! placeholder
+//! The weir agent and command line, as a library for its binary and its tests.
+//!
+//! `sources` and `health`, `membership` feed `plan`, which is pure; `dataplane` alone touches maps;
+//! `agent` alone spawns tasks and reads the clock.
+
+pub mod announce;
+pub mod cli;
+pub mod dataplane;
+pub mod health;
+pub mod membership;
+pub mod model;
+pub mod netlink;
+pub mod plan;
+pub mod sources;

@@ -1,0 +1,3 @@
+//! The only place that touches BPF: loads, attaches, pins, reads back and writes the maps.
+
+pub mod object;

@@ -1,0 +1,206 @@
+//! The wanted state: what the sources (a file, later Kubernetes, the checkpoint) say.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+/// All that the sources say, validated.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Intent {
+    pub agent: AgentSettings,
+    /// By name. Holds this node too.
+    pub nodes: BTreeMap<String, Node>,
+    /// By name.
+    pub frontends: BTreeMap<String, FrontendObject>,
+}
+
+/// Object of kind `Agent`: settings of this node's agent. A change of any of them needs a restart,
+/// except `default_slots`, which touches only frontends that are new.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct AgentSettings {
+    /// Name of this node; a `Node` of that name exists.
+    pub node: String,
+    /// Interfaces that carry clients' traffic: `ingress` and `egress` sit there. 1 to 8.
+    pub uplinks: Vec<String>,
+    /// Further devices by which the host routes to clients: `egress` only.
+    pub egress_devices: Vec<String>,
+    pub tunnel_port: u16,
+    pub vni: u32,
+    /// Shared by all nodes; key of tables and flow hash.
+    pub seed: [u8; 16],
+    /// Slots of a frontend that does not say.
+    pub default_slots: u32,
+    /// Below a bpffs mount; the layout version is added below it.
+    pub pin_dir: PathBuf,
+    pub state_dir: PathBuf,
+    pub limits: Limits,
+    /// Between two probes of another node's data plane, and how many lost ones make it dead.
+    pub peer_interval: Duration,
+    pub peer_fall: u32,
+    /// Answers in a row that bring a dead node back.
+    pub peer_rise: u32,
+}
+
+/// Entries of the maps, fixed when they are created.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Limits {
+    pub frontends: u32,
+    /// Blocks of 16 slots in the owners arena.
+    pub owner_blocks: u32,
+    pub backends: u32,
+    pub nodes: u32,
+    pub vips: u32,
+    pub opening: u32,
+    pub established: u32,
+    pub datagrams: u32,
+}
+
+/// Object of kind `Node`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Node {
+    pub name: String,
+    /// One or two, of different families; the tunnel's outer addresses.
+    pub addresses: Vec<IpAddr>,
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Node {
+    /// Its address of the same family as `like`.
+    pub fn address_like(&self, like: IpAddr) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|address| address.is_ipv4() == like.is_ipv4())
+    }
+}
+
+/// Object of kind `Frontend`: addresses × ports over one pool.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct FrontendObject {
+    pub name: String,
+    pub addresses: Vec<IpAddr>,
+    pub ports: Vec<FrontendPort>,
+    pub pool: Pool,
+    pub delivery: Delivery,
+    /// None: nobody probes, members count as up.
+    pub check: Option<Check>,
+    /// None: `AgentSettings::default_slots`. Fixed for the frontend's life.
+    pub slots: Option<u32>,
+    /// Slot by the client's address alone.
+    pub client_affinity: bool,
+    /// Answer ICMP echo to its addresses.
+    pub echo: bool,
+}
+
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, serde::Serialize)]
+pub enum Protocol {
+    #[serde(rename = "TCP")]
+    Tcp,
+    #[serde(rename = "UDP")]
+    Udp,
+}
+
+impl Protocol {
+    /// IANA number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => lb_common::net::proto::TCP,
+            Self::Udp => lb_common::net::proto::UDP,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct FrontendPort {
+    pub port: u16,
+    pub protocol: Protocol,
+    /// Port of members that name none.
+    pub target_port: u16,
+}
+
+/// The backends behind a frontend, whatever their source.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Pool {
+    Members(Vec<PoolMember>),
+    /// Every node that matches, by its own address and the target port.
+    Nodes { selector: Selector, weight: u16 },
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PoolMember {
+    pub address: IpAddr,
+    /// None: the frontend port's `target_port`.
+    pub port: Option<u16>,
+    pub weight: u16,
+    /// The node it lives on; validated to exist. Filled in for addresses that are a node's own.
+    pub node: String,
+}
+
+/// Labels that must all be present with these values.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Selector {
+    pub match_labels: BTreeMap<String, String>,
+}
+
+impl Selector {
+    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
+    }
+}
+
+/// How packets reach the backend's server.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Delivery {
+    Tunnel,
+}
+
+/// An active health check.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Check {
+    pub kind: CheckKind,
+    /// None: the backend's own port.
+    pub port: Option<u16>,
+    pub interval: Duration,
+    pub timeout: Duration,
+    /// Successes in a row that bring a target up.
+    pub rise: u32,
+    /// Failures in a row that take it down.
+    pub fall: u32,
+    /// Share of the interval by which each probe is moved at random, in percent.
+    pub jitter_percent: u8,
+}
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum CheckKind {
+    Tcp,
+    Http(HttpCheck),
+    Https {
+        http: HttpCheck,
+        /// Verify the certificate against the system's roots.
+        verify: bool,
+    },
+}
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct HttpCheck {
+    pub path: String,
+    /// None: the target's address.
+    pub host: Option<String>,
+    /// Inclusive ranges of status codes that mean success.
+    pub accept: Vec<(u16, u16)>,
+}
+
+/// Where a check is aimed.
+pub fn probe_address(backend: SocketAddr, check: &Check) -> SocketAddr {
+    SocketAddr::new(backend.ip(), check.port.unwrap_or(backend.port()))
+}

@@ -1,0 +1,19 @@
+//! What weir is told and what it knows, in plain types: no kube, no aya, no I/O.
+
+pub mod health;
+pub mod intent;
+
+pub use health::{Health, Target, Verdicts};
+pub use intent::{
+    AgentSettings, Check, CheckKind, Delivery, FrontendObject, FrontendPort, HttpCheck, Intent,
+    Limits, Node, Pool, PoolMember, Protocol, Selector,
+};
+
+/// Something that cannot be served as asked. It costs only its own object, and is shown in status.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd, serde::Serialize)]
+pub struct Problem {
+    /// Kind and name of the object, such as `Frontend/api`.
+    pub object: String,
+    /// What is wrong and what would mend it.
+    pub message: String,
+}

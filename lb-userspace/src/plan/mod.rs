@@ -1,0 +1,6 @@
+//! All policy: what this node should forward and announce, from all it knows. Pure: no clock, no
+//! I/O, no log.
+
+pub mod desired;
+
+pub use desired::{Desired, DesiredBackend, DesiredFrontend, DesiredNode, DesiredVip, Inputs};
