@@ -1,0 +1,73 @@
+//! Where things are: the source tree, its target directory, the user's cache.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::process::{self, CommandExt as _};
+
+/// The tree that xtask was built from, and where its builds go.
+pub struct Workspace {
+    pub root: PathBuf,
+    pub target: PathBuf,
+}
+
+impl Workspace {
+    /// Asks cargo, so that `CARGO_TARGET_DIR` and configuration files count.
+    pub fn find() -> Result<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .context("xtask lies in no workspace")?
+            .to_owned();
+        let text = cargo(&root)
+            .args(["metadata", "--format-version=1", "--no-deps"])
+            .stdout_of()?;
+        let metadata: serde_json::Value =
+            serde_json::from_str(&text).context("read cargo's metadata")?;
+        let target = metadata["target_directory"]
+            .as_str()
+            .context("cargo's metadata names no target directory")?
+            .into();
+        Ok(Self { root, target })
+    }
+
+    /// A cargo command for this tree, by the tool-chain that runs xtask.
+    pub fn cargo(&self) -> Command {
+        cargo(&self.root)
+    }
+
+    /// The BPF object that lb-userspace embeds.
+    pub fn bpf_object(&self) -> PathBuf {
+        self.target.join("bpf/weir.o")
+    }
+
+    /// Where the BPF programs' own builds go.
+    pub fn bpf_work(&self) -> PathBuf {
+        self.target.join("bpf-build")
+    }
+
+    /// The `weir` binary of a profile's directory, `debug` or `release`.
+    pub fn weir(&self, profile: &str) -> PathBuf {
+        self.target.join(profile).join("weir")
+    }
+}
+
+/// Tools that are slow to build live here, outside of any tree.
+pub fn tool_cache() -> Result<PathBuf> {
+    let base = match env::var_os("XDG_CACHE_HOME") {
+        Some(dir) if !dir.is_empty() => PathBuf::from(dir),
+        _ => env::home_dir()
+            .context("neither XDG_CACHE_HOME nor HOME is set")?
+            .join(".cache"),
+    };
+    Ok(base.join("weir/tools"))
+}
+
+fn cargo(root: &Path) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root);
+    process::forget_package(&mut command);
+    command
+}
