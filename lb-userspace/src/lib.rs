@@ -11,4 +11,5 @@ pub mod membership;
 pub mod model;
 pub mod netlink;
 pub mod plan;
+pub mod report;
 pub mod sources;

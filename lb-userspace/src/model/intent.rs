@@ -93,7 +93,9 @@ pub struct FrontendObject {
     pub echo: bool,
 }
 
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, serde::Serialize)]
+#[derive(
+    Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, serde::Deserialize, serde::Serialize,
+)]
 pub enum Protocol {
     #[serde(rename = "TCP")]
     Tcp,

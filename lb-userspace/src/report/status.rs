@@ -1,0 +1,184 @@
+//! The agent's own account of itself, `<state_dir>/status.json`: written by the agent after every
+//! apply, read by the command line, also long after the agent has died.
+//!
+//! Holds only what the pinned maps cannot say: names, weights, health, problems, modes. A reader must
+//! cope with an absent, old or foreign file, so everything beside `schema` and `node` has a default.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    io::Write,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Problem, Protocol};
+
+/// Value of `schema`. Keys are only ever added under one version.
+pub const SCHEMA: &str = "weir.agent-status/v1";
+
+/// Name of the file in the state directory.
+pub const FILE: &str = "status.json";
+
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct AgentStatus {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// Name of this node.
+    pub node: String,
+    #[serde(default)]
+    pub version: String,
+    #[serde(default)]
+    pub pid: u32,
+    /// The file that `--config` named.
+    #[serde(default)]
+    pub config: PathBuf,
+    /// Why the newest version of that file was refused; the one before it is in force.
+    #[serde(default)]
+    pub config_error: Option<String>,
+    /// Unix time in ms at which the agent started, and at which it wrote this.
+    #[serde(default)]
+    pub started_ms: u64,
+    #[serde(default)]
+    pub written_ms: u64,
+    #[serde(default)]
+    pub attachments: Vec<Attachment>,
+    #[serde(default)]
+    pub problems: Vec<Problem>,
+    #[serde(default)]
+    pub peers: Vec<Peer>,
+    #[serde(default)]
+    pub targets: Vec<TargetStatus>,
+    #[serde(default)]
+    pub frontends: Vec<FrontendStatus>,
+}
+
+/// A program on a device.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Attachment {
+    pub interface: String,
+    /// `ingress` or `egress`.
+    pub program: String,
+    /// `native` or `generic` for ingress, `tcx` or `clsact` for egress.
+    pub mode: String,
+    /// Why it is not the better mode.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// Another node, as this node's probes see it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Peer {
+    pub node: String,
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+    /// Its data plane answers.
+    pub alive: bool,
+    /// Age of its agent's heartbeat in ms, from its last answer; null: never had an agent, or no answer yet.
+    #[serde(default)]
+    pub heartbeat_ms: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HealthWord {
+    Unknown,
+    Up,
+    Down,
+}
+
+/// One probed target.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct TargetStatus {
+    /// Where the probe goes.
+    pub address: SocketAddr,
+    /// `tcp`, `http` or `https`.
+    pub check: String,
+    pub health: HealthWord,
+    /// Why the last probe failed.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// One frontend as planned: what the maps hold only as numbers.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct FrontendStatus {
+    /// Name of the object it comes from.
+    pub object: String,
+    pub address: IpAddr,
+    pub port: u16,
+    pub protocol: Protocol,
+    /// Name of the node that announces its address.
+    #[serde(default)]
+    pub announcer: String,
+    /// Backends that may own slots now, with their weights.
+    #[serde(default)]
+    pub weights: BTreeMap<SocketAddr, u16>,
+}
+
+impl AgentStatus {
+    /// Reads `<state_dir>/status.json`. `None` where there is no such file.
+    pub fn read(state_dir: &Path) -> io::Result<Option<Self>> {
+        let text = match fs::read_to_string(state_dir.join(FILE)) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let status: Self = serde_json::from_str(&text)?;
+        if status.schema != SCHEMA {
+            let text = format!("schema {:?}, expected {SCHEMA:?}", status.schema);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        Ok(Some(status))
+    }
+
+    /// Replaces the file at once: a reader sees the old or the new one. Not synced to disk, as it
+    /// says nothing that outlives a boot.
+    pub fn write(&self, state_dir: &Path) -> io::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(state_dir)?;
+        serde_json::to_writer_pretty(&mut file, self)?;
+        file.write_all(b"\n")?;
+        file.persist(state_dir.join(FILE))?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_back_and_an_absent_file_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(AgentStatus::read(dir.path()).unwrap(), None);
+        let status = AgentStatus {
+            schema: SCHEMA.into(),
+            node: "master-1".into(),
+            problems: vec![Problem { object: "Frontend/api".into(), message: "no backend".into() }],
+            frontends: vec![FrontendStatus {
+                object: "api".into(),
+                address: "192.0.2.1".parse().unwrap(),
+                port: 443,
+                protocol: Protocol::Tcp,
+                announcer: "master-2".into(),
+                weights: [("10.0.0.1:443".parse().unwrap(), 3)].into(),
+            }],
+            ..Default::default()
+        };
+        status.write(dir.path()).unwrap();
+        assert_eq!(AgentStatus::read(dir.path()).unwrap(), Some(status));
+    }
+
+    #[test]
+    fn missing_keys_are_defaults_and_another_schema_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE);
+        fs::write(&path, format!(r#"{{"schema":"{SCHEMA}","node":"n","more":1}}"#)).unwrap();
+        assert_eq!(AgentStatus::read(dir.path()).unwrap().unwrap().node, "n");
+        fs::write(&path, r#"{"schema":"weir.agent-status/v2","node":"n"}"#).unwrap();
+        let error = AgentStatus::read(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("v2"), "{error}");
+    }
+}
