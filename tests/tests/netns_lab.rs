@@ -1,0 +1,366 @@
+//! The lab itself: what it promises to the tests that use it. Needs root.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{BufRead, BufReader},
+    net::{IpAddr, SocketAddr},
+    os::unix::process::ExitStatusExt,
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use lb_tests::{
+    lab::{Host, Lab, TX_CHECKSUM, UNFINISHED_FRAMES, UPLINK, Verdict, XdpAttached, default_route, host_route},
+    traffic::{
+        Failure, bulk,
+        http::{self, HttpServer},
+        udp,
+    },
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+/// For what should work at once, on a machine that is busy.
+const SOON: Duration = Duration::from_secs(5);
+/// For what should not work at all.
+const IN_VAIN: Duration = Duration::from_millis(300);
+const MEGABYTES: u64 = 1_000_000;
+
+fn two_nodes() -> Lab {
+    Lab::builder().nodes(2, 1).client("client").build().expect("a lab (needs root)")
+}
+
+/// Polls until `done` or [`SOON`] is over.
+fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !done() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn get(from: &Host, to: IpAddr, port: u16, timeout: Duration) -> Result<String, Failure> {
+    from.run(|| http::get(SocketAddr::new(to, port), timeout)).server().map(str::to_owned)
+}
+
+#[test]
+fn everyone_reaches_everyone_in_both_families() {
+    let lab = two_nodes();
+    let hosts: Vec<&Host> =
+        lab.nodes().iter().flat_map(|node| std::iter::once(&**node).chain(node.pods())).chain(lab.clients()).collect();
+    let servers: Vec<_> = hosts.iter().map(|host| HttpServer::start(host, host.name(), 80).unwrap()).collect();
+    for from in &hosts {
+        for to in &hosts {
+            for address in to.addresses() {
+                let reply = get(from, address, 80, SOON);
+                assert_eq!(reply.as_deref(), Ok(to.name()), "{} to {address}", from.name());
+            }
+        }
+    }
+    assert!(servers.iter().all(|server| server.answered() == 2 * hosts.len() as u64));
+}
+
+#[test]
+fn bulk_and_datagrams_arrive_byte_exact_in_both_directions() {
+    let lab = two_nodes();
+    let (client, pod) = (&lab.clients()[0], &lab.nodes()[0].pods()[0]);
+    let server = bulk::serve(pod, 0).unwrap();
+    let echo = udp::serve(pod, "echo", 0).unwrap();
+    for address in pod.addresses() {
+        let to = SocketAddr::new(address, server.port());
+        assert_eq!(client.run(|| bulk::upload(to, 20 * MEGABYTES, 4 * SOON)), Ok(()));
+        assert_eq!(client.run(|| bulk::download(to, 20 * MEGABYTES, 4 * SOON)), Ok(()));
+        // 3,000 bytes travel in fragments.
+        for size in [8, 1_400, 3_000] {
+            let series = client.run(|| udp::series(SocketAddr::new(address, echo.port()), 20, size, SOON)).unwrap();
+            assert_eq!(series.answered, [("echo".to_owned(), 20)].into(), "{size} bytes to {address}: {series:?}");
+        }
+    }
+}
+
+#[test]
+fn frames_on_the_switch_are_finished_and_pods_send_large_ones() {
+    let lab = two_nodes();
+    let node = &lab.nodes()[0];
+    for offload in UNFINISHED_FRAMES {
+        for host in [&**node, lab.router()] {
+            assert!(!host.offload_is_on(UPLINK, offload).unwrap(), "{} at {}", offload.name, host.name());
+            let port = lab.switch().run(|| lb_tests::lab::offload_is_on(host.name(), offload));
+            assert!(!port.unwrap(), "{} at the port of {}", offload.name, host.name());
+        }
+        for host in [&node.pods()[0], &lab.clients()[0]] {
+            assert!(host.offload_is_on(UPLINK, offload).unwrap(), "{} at {}", offload.name, host.name());
+        }
+    }
+    // And so it is on the wire: what leaves the pod large crosses the router in pieces.
+    let (pod, wire) = (node.capture("pod-1").unwrap(), lab.router().capture(UPLINK).unwrap());
+    let server = bulk::serve(&node.pods()[0], 0).unwrap();
+    let to = SocketAddr::new(node.pods()[0].v4(), server.port());
+    assert_eq!(lab.clients()[0].run(|| bulk::download(to, MEGABYTES, SOON)), Ok(()));
+    let longest = |capture: &lb_tests::lab::Capture| capture.frames().iter().map(|frame| frame.length).max();
+    assert!(longest(&pod).unwrap() > 9_000, "{:?}", longest(&pod));
+    assert_eq!(longest(&wire), Some(1_514));
+}
+
+#[test]
+fn a_receiver_beyond_the_uplink_sees_a_checksum_that_the_sender_left_to_its_device() {
+    let lab = two_nodes();
+    let (node, client) = (&lab.nodes()[0], &lab.clients()[0]);
+    let echo = udp::serve(client, "client", 0).unwrap();
+    let wire = lab.router().capture(UPLINK).unwrap();
+    let to = SocketAddr::new(client.v4(), echo.port());
+    let pod = &node.pods()[0];
+    assert!(pod.offload_is_on(UPLINK, TX_CHECKSUM).unwrap());
+    assert_eq!(pod.run(|| udp::series(to, 1, 64, SOON)).unwrap().answered.len(), 1);
+    let port = echo.port().to_be_bytes();
+    let frames = wire.frames();
+    let sent = frames.iter().find(|frame| frame.bytes.get(36..38) == Some(&port[..])).expect("the datagram");
+    assert_eq!(udp_checksum_v4(&sent.bytes[14..]), 0xffff);
+}
+
+/// Sum over pseudo header and datagram of an IPv4 packet without options: 0xffff if its UDP checksum is right.
+fn udp_checksum_v4(packet: &[u8]) -> u32 {
+    let length = packet.len() - 20;
+    let words = packet[12..].chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
+    let sum: u32 = words.sum::<u32>() + 17 + length as u32;
+    (sum & 0xffff) + (sum >> 16)
+}
+
+#[test]
+fn switch_ports_of_nodes_run_xdp_natively_and_pass() {
+    let lab = two_nodes();
+    for node in lab.nodes() {
+        let mode = lb_tests::lab::Netlink::with(lab.switch(), async |net| net.xdp(node.name()).await);
+        assert_eq!(mode.unwrap(), XdpAttached::Driver, "{}", node.name());
+        assert_eq!(node.xdp(UPLINK).unwrap(), XdpAttached::None, "{} is left to the agent", node.name());
+    }
+}
+
+#[test]
+fn power_off_silences_a_node_and_its_pods_and_power_on_heals() {
+    let lab = two_nodes();
+    let (client, node, other) = (&lab.clients()[0], &lab.nodes()[0], &lab.nodes()[1]);
+    let pod = &node.pods()[0];
+    let _servers = [node, pod, &**other].map(|host| HttpServer::start(host, host.name(), 80).unwrap());
+    let process = node.start(sleep(node)).unwrap();
+    let in_pod = pod.start(sleep(pod)).unwrap();
+    fs::create_dir(node.bpf_fs().join("pins")).unwrap();
+    fs::write(node.dir().join("checkpoint"), "kept").unwrap();
+    for round in 0..2 {
+        node.power_off().unwrap();
+        for address in node.addresses().into_iter().chain(pod.addresses()) {
+            let answer = get(client, address, 80, IN_VAIN);
+            assert!(matches!(answer, Err(Failure::Timeout | Failure::Unreachable)), "{address}: {answer:?}");
+        }
+        assert_eq!(get(client, other.v4(), 80, SOON).as_deref(), Ok(other.name()));
+        node.power_on().unwrap();
+        for host in [node, pod] {
+            for address in host.addresses() {
+                let healed = || get(client, address, 80, IN_VAIN).as_deref() == Ok(host.name());
+                eventually(&format!("round {round}: {address} answers again"), healed);
+            }
+        }
+    }
+    assert!(!process.is_running().unwrap() && !in_pod.is_running().unwrap(), "processes survive a power cut");
+    assert!(!node.bpf_fs().join("pins").exists(), "pins survive a power cut");
+    assert_eq!(fs::read_to_string(node.dir().join("checkpoint")).unwrap(), "kept");
+}
+
+#[test]
+fn a_one_way_cut_loses_what_the_node_sends_and_nothing_else() {
+    let lab = two_nodes();
+    let (client, node) = (&lab.clients()[0], &lab.nodes()[0]);
+    let _server = HttpServer::start(node, node.name(), 80).unwrap();
+    // So that nobody has to ask for addresses during the cut.
+    assert!(get(client, node.v4(), 80, SOON).is_ok());
+    node.sending(Verdict::Drop).unwrap();
+    let arriving = node.capture(UPLINK).unwrap();
+    assert_eq!(get(client, node.v4(), 80, IN_VAIN), Err(Failure::Timeout));
+    assert!(!arriving.frames().is_empty(), "the SYN arrives");
+    node.sending(Verdict::Pass).unwrap();
+    eventually("the node is heard again", || get(client, node.v4(), 80, IN_VAIN).is_ok());
+}
+
+#[test]
+fn parallel_labs_with_the_same_names_and_addresses_do_not_meet() {
+    let labs = thread::scope(|scope| {
+        let making = [0, 1, 2].map(|_| scope.spawn(two_nodes));
+        making.map(|lab| lab.join().unwrap())
+    });
+    let servers: Vec<_> = labs.iter().map(|lab| HttpServer::start(&lab.nodes()[0], "mine", 80).unwrap()).collect();
+    for (at, lab) in labs.iter().enumerate() {
+        assert_eq!(get(&lab.clients()[0], lab.nodes()[0].v6(), 80, SOON).as_deref(), Ok("mine"));
+        assert!(servers.iter().enumerate().all(|(other, server)| server.answered() == u64::from(other <= at)));
+    }
+}
+
+#[test]
+fn the_router_spreads_flows_over_several_next_hops() {
+    let lab = two_nodes();
+    let (client, nodes) = (&lab.clients()[0], lab.nodes());
+    lab.router().sysctl("net/ipv4/fib_multipath_hash_policy", "1").unwrap();
+    lab.router().sysctl("net/ipv6/fib_multipath_hash_policy", "1").unwrap();
+    let shared: [IpAddr; 2] = ["203.0.113.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+    let _servers = [&nodes[0], &nodes[1]].map(|node| HttpServer::start(node, node.name(), 80).unwrap());
+    for (family, address) in shared.into_iter().enumerate() {
+        nodes.iter().for_each(|node| node.add_address("lo", host_route(address)).unwrap());
+        let hops = nodes.iter().map(|node| node.addresses()[family]).collect::<Vec<_>>();
+        lab.router().route(host_route(address), &hops).unwrap();
+        let names: BTreeSet<_> = (0..40).map(|_| get(client, address, 80, SOON).unwrap()).collect();
+        assert_eq!(names.len(), 2, "{address}: {names:?}");
+        lab.router().route(host_route(address), &hops[..1]).unwrap();
+        assert!((0..20).all(|_| get(client, address, 80, SOON).as_deref() == Ok(nodes[0].name())));
+        lab.router().unroute(host_route(address)).unwrap();
+        assert!(get(client, address, 80, IN_VAIN).is_err());
+    }
+}
+
+#[test]
+fn commands_run_inside_their_host() {
+    let lab = two_nodes();
+    let node = &lab.nodes()[0];
+    fs::write(node.dir().join("note"), "from outside").unwrap();
+    let output = node.command("cat").arg(node.dir().join("note")).output().unwrap();
+    assert_eq!(output.stdout, b"from outside");
+    let devices = node.command("ls").arg("/sys/class/net").output().unwrap();
+    assert_eq!(String::from_utf8(devices.stdout).unwrap(), "eth0\nlo\npod-1\n");
+    let here = node.command("pwd").output().unwrap();
+    assert_eq!(String::from_utf8(here.stdout).unwrap().trim(), std::env::current_dir().unwrap().to_str().unwrap());
+    let process = node.start(sleep(node)).unwrap();
+    process.signal(Signal::SIGTERM).unwrap();
+    assert_eq!(process.wait(SOON).unwrap().unwrap().signal(), Some(Signal::SIGTERM as i32));
+}
+
+#[test]
+fn clients_say_what_happened_to_them() {
+    let lab = two_nodes();
+    let (client, node) = (&lab.clients()[0], &lab.nodes()[0]);
+    for address in node.addresses() {
+        assert_eq!(get(client, address, 81, SOON), Err(Failure::Refused));
+        let nobody = client.run(|| udp::series(SocketAddr::new(address, 81), 1, 8, SOON)).unwrap();
+        assert_eq!(nobody.failed, [(Failure::Refused, 1)].into());
+        let server = HttpServer::start(node, node.name(), 80).unwrap();
+        let to = SocketAddr::new(address, 80);
+        let mut open = client.run(|| http::Connection::open(to, SOON)).unwrap();
+        for _ in 0..3 {
+            assert_eq!(open.get(SOON).unwrap().server, node.name());
+        }
+        server.set_status(503);
+        assert_eq!(get(client, address, 80, SOON), Err(Failure::Wrong("status 503".into())));
+        drop(server);
+        assert!(matches!(open.get(SOON), Err(Failure::Closed | Failure::Reset)));
+    }
+    let nowhere = client.run(|| http::get("[2001:db8::9]:80".parse().unwrap(), SOON)).server().unwrap_err();
+    assert_eq!(nowhere, Failure::Unreachable, "the router has no route");
+    assert_eq!(default_route(node.v4()), ("0.0.0.0".parse().unwrap(), 0));
+}
+
+#[test]
+fn a_capture_is_saved_as_pcap() {
+    let lab = two_nodes();
+    let (client, node) = (&lab.clients()[0], &lab.nodes()[0]);
+    let capture = node.capture(UPLINK).unwrap();
+    assert_eq!(get(client, node.v4(), 80, SOON), Err(Failure::Refused));
+    eventually("SYN and RST are seen", || capture.frames().len() >= 2);
+    let path = node.dir().join("trace.pcap");
+    capture.save(&path).unwrap();
+    let (bytes, frames) = (fs::read(&path).unwrap(), capture.frames());
+    assert_eq!(bytes[..4], [0xd4, 0xc3, 0xb2, 0xa1]);
+    assert!(bytes.len() >= 24 + frames.iter().take(2).map(|frame| 16 + frame.bytes.len()).sum::<usize>());
+    assert_eq!(capture.forgotten(), 0);
+}
+
+// What happens when a lab's process ends: a child process builds one and comes to grief.
+
+/// Set by [`grief`]: how the victim ends.
+const GRIEF: &str = "WEIR_LAB_GRIEF";
+/// Before the line that names what must be gone.
+const MARK: &str = "victim: ";
+
+#[test]
+#[ignore = "the child process of the tests below"]
+fn victim() {
+    let lab = two_nodes();
+    let node = &lab.nodes()[0];
+    let _server = HttpServer::start(&node.pods()[0], "pod", 80).unwrap();
+    let process = node.start(sleep(node)).unwrap();
+    fs::write(node.dir().join("file"), "x").unwrap();
+    let identity = |kind: &str| node.run(|| fs::read_link(format!("/proc/thread-self/ns/{kind}")).unwrap());
+    println!("{MARK}{} {} {}", process.id(), identity("net").display(), identity("mnt").display());
+    match std::env::var(GRIEF).as_deref() {
+        Ok("panic") => panic!("as asked"),
+        Ok(_) => loop {
+            thread::park();
+        },
+        Err(_) => {}
+    }
+}
+
+/// Runs [`victim`], ends it with `signal` (None: it panics), and checks that nothing is left of its lab.
+fn grief(signal: Option<Signal>) {
+    let temporary = tempfile::tempdir().unwrap();
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["victim", "--exact", "--ignored", "--nocapture"])
+        .env("TMPDIR", temporary.path())
+        .env(GRIEF, if signal.is_some() { "signal" } else { "panic" })
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    // The harness may have begun this very line with the test's name.
+    let line = lines.find_map(|line| line.split_once(MARK).map(|(_, rest)| rest.to_owned())).expect("a running lab");
+    let (process, namespaces) = line.split_once(' ').unwrap();
+    if let Some(signal) = signal {
+        assert!(Path::new("/proc").join(process).exists());
+        kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+    }
+    let status = child.wait().unwrap();
+    assert_eq!(status.signal(), signal.map(|signal| signal as i32));
+    assert!(!status.success());
+    eventually("the lab's process is gone", || !Path::new("/proc").join(process).exists());
+    eventually("nobody holds its namespaces", || namespaces.split(' ').all(|namespace| !is_held(namespace)));
+    assert!(!fs::read_to_string("/proc/mounts").unwrap().contains("weir-lab"));
+    assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn nothing_is_left_after_a_panic() {
+    grief(None);
+}
+
+#[test]
+fn nothing_is_left_after_a_kill() {
+    grief(Some(Signal::SIGKILL));
+}
+
+#[test]
+fn nothing_is_left_after_ctrl_c() {
+    grief(Some(Signal::SIGINT));
+}
+
+/// Something that runs on until it is killed.
+fn sleep(host: &Host) -> Command {
+    let mut command = host.command("sleep");
+    command.arg("1000");
+    command
+}
+
+/// Whether any thread is in the namespace (such as `net:[4026532000]`), or any process has it open.
+fn is_held(namespace: &str) -> bool {
+    let links = |directory: String| {
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        entries.filter_map(|entry| fs::read_link(entry.path()).ok()).collect::<Vec<_>>()
+    };
+    let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.file_name().into_string().unwrap());
+    processes.filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())).any(|process| {
+        let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+        let inside = threads.flat_map(|thread| links(format!("{}/ns", thread.path().display())));
+        inside.chain(links(format!("/proc/{process}/fd"))).any(|link| link == Path::new(namespace))
+    })
+}
