@@ -1,0 +1,110 @@
+//! The command line's grammar. Nothing here reads or writes anything.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use super::check::CheckArgs;
+
+/// Where the agent pins its maps unless told otherwise.
+pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/weir";
+
+/// Where the agent keeps its files unless told otherwise.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/weir";
+
+/// weir: a node-level L4 load balancer whose front door stays open when nodes, agents or the API
+/// server die.
+///
+/// `weir agent` runs on every node. The other commands read the pinned maps themselves, so they
+/// work while no agent runs.
+#[derive(Debug, Parser)]
+#[command(name = "weir", version, propagate_version = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub dirs: Dirs,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The two folders that tell one node's weir from another's on the same kernel.
+#[derive(Args, Clone, Debug)]
+pub struct Dirs {
+    /// Folder of the pinned maps, on a bpffs [default: /sys/fs/bpf/weir, or the Agent object's]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub pin_dir: Option<PathBuf>,
+    /// Folder of the agent's own files [default: /var/lib/weir, or the Agent object's]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+}
+
+impl Dirs {
+    pub fn pin_dir(&self) -> &Path {
+        self.pin_dir.as_deref().unwrap_or(Path::new(DEFAULT_PIN_DIR))
+    }
+
+    pub fn state_dir(&self) -> &Path {
+        self.state_dir.as_deref().unwrap_or(Path::new(DEFAULT_STATE_DIR))
+    }
+}
+
+/// How a command answers.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Output {
+    /// A table for people, or JSON with a `schema` field for programs
+    #[arg(short, long = "output", value_enum, default_value_t, value_name = "FORMAT")]
+    pub format: Format,
+}
+
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub enum Format {
+    #[default]
+    Table,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Check whether this machine can run weir; exit status 1 if it cannot
+    #[command(
+        after_help = "Examples:\n  weir check --config /etc/weir/weir.yaml\n  weir check --uplink eth0 --uplink eth1"
+    )]
+    Check(CheckArgs),
+    /// Print a shell completion script
+    #[command(after_help = "Example:\n  weir completion bash > /etc/bash_completion.d/weir")]
+    Completion {
+        /// The shell to complete for
+        shell: Shell,
+    },
+}
+
+#[derive(Args, Debug)]
+pub struct AgentCommand {
+    /// YAML file of Agent, Node and Frontend objects; read again whenever it changes
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Name of this node, over the Agent object's
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+    /// At the end, detach the programs and remove the pins: this node stops serving
+    #[arg(long)]
+    pub cleanup: bool,
+}
+
+/// What `weir agent` was told. The folders win over the `Agent` object's.
+#[derive(Clone, Debug)]
+pub struct AgentArgs {
+    pub config: PathBuf,
+    pub node: Option<String>,
+    pub pin_dir: Option<PathBuf>,
+    pub state_dir: Option<PathBuf>,
+    /// Detach the programs and remove the pins at the end.
+    pub cleanup: bool,
+}
+
+impl AgentArgs {
+    pub fn new(command: AgentCommand, dirs: Dirs) -> Self {
+        let AgentCommand { config, node, cleanup } = command;
+        Self { config, node, pin_dir: dirs.pin_dir, state_dir: dirs.state_dir, cleanup }
+    }
+}

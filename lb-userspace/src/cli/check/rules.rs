@@ -1,0 +1,280 @@
+//! Judges facts. Pure: every sentence that `weir check` can say is made here.
+
+use serde::Serialize;
+
+use super::facts::{Facts, Host};
+
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    Ok,
+    /// Could not be found out.
+    Unknown,
+    /// weir runs, but something is lost.
+    Warn,
+    /// weir will not work.
+    Fail,
+}
+
+impl Level {
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Unknown => "unknown",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+        }
+    }
+}
+
+/// One line of the answer.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Finding {
+    pub check: &'static str,
+    /// The interface it is about; empty for the host.
+    pub subject: String,
+    pub level: Level,
+    pub message: String,
+    /// What would mend it; a command where there is one.
+    pub fix: Option<String>,
+}
+
+impl Finding {
+    pub fn ok(check: &'static str, message: impl Into<String>) -> Self {
+        Self { check, subject: String::new(), level: Level::Ok, message: message.into(), fix: None }
+    }
+
+    pub fn bad(
+        check: &'static str,
+        level: Level,
+        message: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Self {
+        Self { level, fix: Some(fix.into()), ..Self::ok(check, message) }
+    }
+
+    /// `what` could not be read.
+    pub fn unknown(check: &'static str, what: &str) -> Self {
+        Self { level: Level::Unknown, ..Self::ok(check, format!("cannot be read here: {what}")) }
+    }
+
+    pub fn about(self, subject: &str) -> Self {
+        Self { subject: subject.into(), ..self }
+    }
+}
+
+/// Oldest kernel that has what the programs need: bounded loops, BPF links for XDP, ring of helpers
+/// that the egress program calls.
+const OLDEST_KERNEL: (u32, u32) = (5, 15);
+
+/// First kernel with tcx, where the order among egress programs can be had without clsact.
+const TCX_KERNEL: (u32, u32) = (6, 6);
+
+/// Hard limit of open files below which many probes at once would fail.
+const OPEN_FILES: u64 = 4096;
+
+/// Share of the conntrack table, in percent, beyond which a burst fills it.
+const CONNTRACK_PERCENT: u64 = 80;
+
+/// Everything, in the order in which it is best read.
+pub fn evaluate(facts: &Facts) -> Vec<Finding> {
+    let host = &facts.host;
+    let mut findings = vec![
+        kernel(host),
+        btf(host),
+        capabilities(host),
+        bpffs(host),
+        jit(host),
+        forwarding("ip_forward", "net.ipv4.ip_forward", host.forward_v4),
+        forwarding("ip6_forward", "net.ipv6.conf.all.forwarding", host.forward_v6),
+        conntrack_size(host),
+        conntrack_loose(host),
+        clock(host),
+        open_files(host),
+    ];
+    for uplink in &facts.uplinks {
+        findings.extend(super::uplink_rules::evaluate(uplink, facts));
+    }
+    findings
+}
+
+/// `6.18.2-cloud` → (6, 18).
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut parts = release.split(|c: char| !c.is_ascii_digit());
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+fn kernel(host: &Host) -> Finding {
+    const CHECK: &str = "kernel";
+    let Some(release) = &host.release else { return Finding::unknown(CHECK, "uname") };
+    let Some(found) = version(release) else {
+        return Finding::unknown(CHECK, &format!("version in {release:?}"));
+    };
+    if found < OLDEST_KERNEL {
+        let (major, minor) = OLDEST_KERNEL;
+        Finding::bad(
+            CHECK,
+            Level::Fail,
+            format!("{release} is older than {major}.{minor}"),
+            format!("boot a kernel from {major}.{minor} on"),
+        )
+    } else if found < TCX_KERNEL {
+        Finding::bad(
+            CHECK,
+            Level::Warn,
+            format!("{release} has no tcx: egress attaches by clsact, behind whatever is there"),
+            "none needed; a kernel from 6.6 on gives a firmer place in the order",
+        )
+    } else {
+        Finding::ok(CHECK, release)
+    }
+}
+
+fn btf(host: &Host) -> Finding {
+    const CHECK: &str = "btf";
+    match host.btf {
+        None => Finding::unknown(CHECK, "/sys/kernel/btf"),
+        Some(true) => Finding::ok(CHECK, "the kernel describes its types"),
+        Some(false) => Finding::bad(
+            CHECK,
+            Level::Warn,
+            "no /sys/kernel/btf/vmlinux: maps and programs show without their types",
+            "boot a kernel with CONFIG_DEBUG_INFO_BTF=y",
+        ),
+    }
+}
+
+/// Capabilities that the agent needs, with their number (linux/capability.h).
+const NET_ADMIN: (u32, &str) = (12, "CAP_NET_ADMIN");
+const SYS_ADMIN: (u32, &str) = (21, "CAP_SYS_ADMIN");
+const PERFMON: (u32, &str) = (38, "CAP_PERFMON");
+const BPF: (u32, &str) = (39, "CAP_BPF");
+
+fn capabilities(host: &Host) -> Finding {
+    const CHECK: &str = "capabilities";
+    let Some(set) = host.capabilities else { return Finding::unknown(CHECK, "/proc/self/status") };
+    let has = |(bit, _): (u32, &str)| set >> bit & 1 == 1;
+    let missing: Vec<_> = [NET_ADMIN, SYS_ADMIN, PERFMON, BPF]
+        .into_iter()
+        // The kernel takes CAP_SYS_ADMIN for the two that were split off from it.
+        .filter(|&needed| !has(needed) && !(matches!(needed, PERFMON | BPF) && has(SYS_ADMIN)))
+        .map(|(_, name)| name)
+        .collect();
+    if missing.is_empty() {
+        return Finding::ok(CHECK, "all that loading, attaching and pinning need");
+    }
+    let missing = missing.join(", ");
+    Finding::bad(
+        CHECK,
+        Level::Fail,
+        format!("missing: {missing}"),
+        format!("run as root, or add {missing} to the container's securityContext"),
+    )
+}
+
+fn bpffs(host: &Host) -> Finding {
+    const CHECK: &str = "bpffs";
+    let dir = host.pin_dir.display();
+    match host.bpffs {
+        None => Finding::unknown(CHECK, &host.pin_dir.display().to_string()),
+        Some(true) => Finding::ok(CHECK, format!("{dir} is on a bpffs")),
+        Some(false) => Finding::bad(
+            CHECK,
+            Level::Fail,
+            format!("{dir} is not on a bpffs: maps could not outlive the agent"),
+            "mount -t bpf bpf /sys/fs/bpf (in a container: mount the host's /sys/fs/bpf)",
+        ),
+    }
+}
+
+fn jit(host: &Host) -> Finding {
+    const CHECK: &str = "jit";
+    match host.jit {
+        None => Finding::unknown(CHECK, "net.core.bpf_jit_enable"),
+        Some(0) => Finding::bad(
+            CHECK,
+            Level::Warn,
+            "off: every packet is interpreted, several times slower",
+            "sysctl -w net.core.bpf_jit_enable=1",
+        ),
+        Some(_) => Finding::ok(CHECK, "on"),
+    }
+}
+
+fn forwarding(check: &'static str, key: &str, value: Option<u32>) -> Finding {
+    match value {
+        None => Finding::unknown(check, key),
+        Some(0) => Finding::bad(
+            check,
+            Level::Warn,
+            "off: backends in pods behind this node get nothing; only its own servers do",
+            format!("sysctl -w {key}=1"),
+        ),
+        Some(_) => Finding::ok(check, "on"),
+    }
+}
+
+fn conntrack_size(host: &Host) -> Finding {
+    const CHECK: &str = "conntrack_size";
+    match host.conntrack {
+        None => Finding::unknown(CHECK, "net.netfilter.nf_conntrack_max"),
+        Some(super::facts::Conntrack::Absent) => Finding::ok(CHECK, "nf_conntrack is not loaded"),
+        Some(super::facts::Conntrack::Present { count, max, .. }) => {
+            let full = max > 0 && count.saturating_mul(100) >= max.saturating_mul(CONNTRACK_PERCENT);
+            if !full {
+                return Finding::ok(CHECK, format!("{count} of {max} entries"));
+            }
+            Finding::bad(
+                CHECK,
+                Level::Warn,
+                format!("{count} of {max} entries: when it is full, delivered packets are dropped"),
+                format!("sysctl -w net.netfilter.nf_conntrack_max={}", max.saturating_mul(4)),
+            )
+        }
+    }
+}
+
+fn conntrack_loose(host: &Host) -> Finding {
+    const CHECK: &str = "conntrack_loose";
+    match host.conntrack {
+        Some(super::facts::Conntrack::Absent) => Finding::ok(CHECK, "nf_conntrack is not loaded"),
+        Some(super::facts::Conntrack::Present { loose: Some(0), .. }) => Finding::bad(
+            CHECK,
+            Level::Warn,
+            "nf_conntrack_tcp_loose is 0: connections that conntrack meets halfway count as invalid",
+            "sysctl -w net.netfilter.nf_conntrack_tcp_loose=1",
+        ),
+        Some(super::facts::Conntrack::Present { loose: Some(_), .. }) => {
+            Finding::ok(CHECK, "connections are picked up halfway")
+        }
+        _ => Finding::unknown(CHECK, "net.netfilter.nf_conntrack_tcp_loose"),
+    }
+}
+
+fn clock(host: &Host) -> Finding {
+    const CHECK: &str = "clock";
+    match host.clock_synchronised {
+        None => Finding::unknown(CHECK, "adjtimex"),
+        Some(true) => Finding::ok(CHECK, "synchronised"),
+        Some(false) => Finding::bad(
+            CHECK,
+            Level::Warn,
+            "not synchronised: certificates may be refused, logs of nodes cannot be compared",
+            "run chrony, systemd-timesyncd or the like",
+        ),
+    }
+}
+
+fn open_files(host: &Host) -> Finding {
+    const CHECK: &str = "open_files";
+    match host.open_files {
+        None => Finding::unknown(CHECK, "RLIMIT_NOFILE"),
+        Some(limit) if limit < OPEN_FILES => Finding::bad(
+            CHECK,
+            Level::Warn,
+            format!("hard limit {limit}: many health checks at once would run out of sockets"),
+            format!("LimitNOFILE={OPEN_FILES} in the unit, or ulimit -n {OPEN_FILES}"),
+        ),
+        Some(limit) => Finding::ok(CHECK, format!("hard limit {limit}")),
+    }
+}
