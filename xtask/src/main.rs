@@ -1,16 +1,21 @@
-//! `cargo xtask`: builds, tests, benches and shows weir.
+//! `cargo xtask`: builds, tests, benches and shows weir, and sets the machine up for it.
 //!
 //! Results go to standard output; progress and what other tools say, to standard error.
 
 mod bpf;
+mod cargo_output;
+mod check;
+mod doctor;
 mod process;
+mod setup;
+mod suite;
 mod toolchain;
 mod workspace;
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
 use process::CommandExt as _;
 use workspace::Workspace;
@@ -24,45 +29,125 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Build the BPF object
-    BuildBpf {
-        /// Where to write it, instead of where the weir binary takes it from
-        #[arg(long, value_name = "FILE")]
-        out: Option<PathBuf>,
+    /// Show the outage as it was, then with weir, on namespaces of this machine
+    Demo(Run),
+    /// Run all tests, or some layers of them
+    Test {
+        #[command(flatten)]
+        setup: Setup,
+        /// Run this layer only; may be given several times
+        #[arg(long, value_name = "LAYER")]
+        only: Vec<suite::Layer>,
     },
+    /// Measure: `packet` or `tables`
+    Bench(Run),
     /// Build the weir binary with the BPF object in it
     Build {
+        #[command(flatten)]
+        setup: Setup,
         /// Build for debugging
         #[arg(long)]
         debug: bool,
     },
+    /// Build the BPF object
+    BuildBpf {
+        #[command(flatten)]
+        setup: Setup,
+        /// Where to write it, instead of where the weir binary takes it from
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// Check who may know whom in the sources
+    Check,
+    /// Say what this machine has and what is missing
+    Doctor {
+        /// How to print it
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+    },
+}
+
+#[derive(clap::Args)]
+struct Setup {
+    /// Fail where something is missing, instead of installing it
+    #[arg(long)]
+    no_install: bool,
+}
+
+/// A program of lb-tests, built and run with the weir binary beside it.
+#[derive(clap::Args)]
+struct Run {
+    #[command(flatten)]
+    setup: Setup,
+    /// Handed to the program; `--help` after `--` lists them
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<String>,
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum Output {
+    #[default]
+    Text,
+    Json,
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
     let workspace = Workspace::find()?;
     match args.command {
-        Task::BuildBpf { out } => build_bpf(&workspace, out),
-        Task::Build { debug } => {
-            build_bpf(&workspace, None)?;
-            let mut cargo = workspace.cargo();
-            cargo.args(["build", "--package=weir"]);
-            if !debug {
-                cargo.arg("--release");
-            }
-            cargo.run()
+        Task::Demo(run) => run_program(&workspace, "demo", &run),
+        Task::Test { setup, only } => suite::run(&workspace, !setup.no_install, &only),
+        Task::Bench(run) => run_program(&workspace, "bench", &run),
+        Task::Build { setup, debug } => {
+            build_bpf(&workspace, &setup, None)?;
+            build_weir(&workspace, debug)
         }
+        Task::BuildBpf { setup, out } => build_bpf(&workspace, &setup, out),
+        Task::Check => check::run(&workspace),
+        Task::Doctor { output } => doctor::run(&workspace, matches!(output, Output::Json)),
     }
 }
 
-fn build_bpf(workspace: &Workspace, out: Option<PathBuf>) -> Result<()> {
+fn build_bpf(workspace: &Workspace, setup: &Setup, out: Option<PathBuf>) -> Result<()> {
+    let install = !setup.no_install;
+    setup::ensure(&setup::to_build(), install)?;
     let out = match out {
         Some(out) => std::path::absolute(out).context("find the current directory")?,
         None => workspace.bpf_object(),
     };
     let options = bpf::Options {
-        install: true,
-        ..Default::default()
+        install,
+        deny_warnings: false,
     };
     bpf::build(&workspace.root, &workspace.bpf_work(), &out, options)
+}
+
+fn build_weir(workspace: &Workspace, debug: bool) -> Result<()> {
+    let mut cargo = workspace.cargo();
+    cargo.args(["build", "--package=weir"]);
+    if !debug {
+        cargo.arg("--release");
+    }
+    cargo.run_quietly()
+}
+
+fn run_program(workspace: &Workspace, program: &str, run: &Run) -> Result<()> {
+    setup::ensure(&setup::to_run(), !run.setup.no_install)?;
+    build_bpf(workspace, &run.setup, None)?;
+    build_weir(workspace, false)?;
+    let mut cargo = workspace.cargo();
+    cargo
+        .args([
+            "run",
+            "--quiet",
+            "--release",
+            "--package=lb-tests",
+            "--bin",
+            program,
+            "--",
+        ])
+        .args(&run.args)
+        .env("WEIR_BIN", workspace.weir("release"));
+    setup::run_as_root(&mut cargo)?;
+    cargo.run()
 }
