@@ -2,6 +2,10 @@
 //!
 //! - [`lab`]: hosts, switch and router as network namespaces
 //! - [`traffic`]: servers and clients that run inside them
+//! - [`packet`]: frames, built and checked without the product's code
+//! - [`rig`]: the loaded BPF object, run on one frame at a time
 
 pub mod lab;
+pub mod packet;
+pub mod rig;
 pub mod traffic;
