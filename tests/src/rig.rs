@@ -1,0 +1,484 @@
+//! The data plane on a bench: loads the BPF object without attaching it, fills its maps with code of
+//! its own, and runs one frame at a time by `BPF_PROG_TEST_RUN`.
+//!
+//! A run reports everything that changed: verdict, bytes, every counter. Nothing is pinned, no
+//! interface is touched; frames come in by the loopback device (ifindex 1), which every network
+//! namespace has, so rigs run side by side.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfLoader, Pod};
+use lb_common::abi::{BLOCK_SLOTS, map, program};
+use lb_common::arrival::{Arrival, ArrivalKey};
+use lb_common::backend::{Backend, BackendId};
+use lb_common::frontend::{Endpoint, Frontend, Vip, filter_position, vip_flags};
+use lb_common::globals::{self, SETTINGS, Settings, state};
+use lb_common::hop::{Hop, Member, Uplink, Uplinks};
+use lb_common::net::{Addr, Port};
+use lb_common::reason::{Counter, Reason};
+use lb_common::service::{Record, ServiceWord, blocks};
+
+use crate::packet::{self, Mac};
+
+/// The interface by which test runs come in: loopback.
+pub const UPLINK: u32 = 1;
+/// Another interface; it need not exist, because a test run does not send.
+pub const OTHER_UPLINK: u32 = 7;
+pub const NODE_MAC: Mac = [2, 0, 0, 0, 0, 2];
+/// Who sends clients' frames to the node.
+pub const GATEWAY_MAC: Mac = [2, 0, 0, 0, 0, 1];
+/// The other node's.
+pub const PEER_MAC: Mac = [2, 0, 0, 0, 0, 3];
+pub const SEED_TAG: [u8; 8] = *b"seedtag1";
+pub const FLOW_KEY: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfeed_beef_dead_cafe];
+pub const TUNNEL_PORT: u16 = globals::DEFAULT_TUNNEL_PORT;
+pub const VNI: u32 = globals::DEFAULT_VNI;
+pub const BOOT_ID: [u64; 2] = [0x1111_2222_3333_4444, 0x5555_6666_7777_8888];
+/// Index in `HOPS` of the other node; over IPv6 it is another entry.
+pub const PEER: u32 = 1;
+pub const PEER_OVER_V6: u32 = 2;
+pub const MTU: u32 = 1500;
+/// What `egress` lowers the MSS of a SYN-ACK to: 1500 less the tunnel's and the packet's headers.
+pub const MSS: [u64; 2] = [1376, 1336];
+/// Slots of a service unless a test says otherwise.
+pub const SLOTS: u32 = 61;
+
+/// This node and the other one, by family.
+pub fn own(v6: bool) -> IpAddr {
+    text(if v6 { "fd00::1" } else { "10.0.0.1" })
+}
+
+pub fn peer(v6: bool) -> IpAddr {
+    text(if v6 { "fd00::2" } else { "10.0.0.2" })
+}
+
+fn text(addr: &str) -> IpAddr {
+    addr.parse().expect("a literal address")
+}
+
+/// What XDP or tc says.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Action {
+    Drop,
+    Pass,
+    Tx,
+    Redirect,
+    /// tc: go on to the next program.
+    Next,
+    /// Nothing a weir program may return.
+    Other(u32),
+}
+
+/// One pool behind one VIP and port.
+#[derive(Clone, Debug)]
+pub struct Service {
+    pub vip: IpAddr,
+    pub port: u16,
+    pub proto: u8,
+    /// Slots are dealt to them in turn.
+    pub backends: Vec<Target>,
+    /// Of the record: `lb_common::service::flags`.
+    pub flags: u32,
+    pub slots: u32,
+}
+
+/// A backend and the node it is on: 0 for this one.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Target {
+    pub addr: IpAddr,
+    pub port: u16,
+    pub node: u32,
+}
+
+/// All that one run did.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub action: Action,
+    pub frame: Vec<u8>,
+    /// Reasons counted, by number; twice where counted twice.
+    pub reasons: Vec<Reason>,
+    /// Packets and bytes added, by index: service, backend.
+    pub services: BTreeMap<u32, Counter>,
+    pub backends: BTreeMap<u32, Counter>,
+    /// Bytes added to reasons.
+    pub reason_bytes: u64,
+}
+
+/// The maps of arrivals as they are.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Arrivals {
+    pub opening: Vec<(ArrivalKey, Arrival)>,
+    pub established: Vec<(ArrivalKey, Arrival)>,
+    pub datagrams: Vec<(ArrivalKey, Arrival)>,
+}
+
+/// The loaded object and what was put into its maps.
+pub struct Rig {
+    ebpf: Ebpf,
+    next_service: u32,
+    next_record: u32,
+    next_block: u32,
+    next_backend: u32,
+    known: BTreeMap<(IpAddr, u16, u32), BackendId>,
+    counters: [Vec<Counter>; 3],
+    /// Interface of the runs to come.
+    pub ifindex: u32,
+}
+
+/// Sizes that tests use: small, so that a rig loads fast.
+const SMALL: [(&str, u32); 14] = [
+    (map::FRONTENDS, 64),
+    (map::FRONTEND_OF, 128),
+    (map::SERVICES, 128),
+    (map::RECORDS, 256),
+    (map::OWNERS, 512),
+    (map::BACKENDS, 128),
+    (map::LOCAL_BACKENDS, 128),
+    (map::HOPS, 16),
+    (map::VIPS, 64),
+    (map::OPENING, 1024),
+    (map::ESTABLISHED, 1024),
+    (map::DATAGRAMS, 1024),
+    (map::SERVICE_COUNTERS, 128),
+    (map::BACKEND_COUNTERS, 128),
+];
+
+impl Rig {
+    /// The data plane with nothing in it but this node, its uplink and one other node.
+    pub fn new() -> Result<Self> {
+        let object = weir::dataplane::object::OBJECT;
+        ensure!(!object.is_empty(), "the BPF object is not there: run `cargo xtask build-bpf` first");
+        Self::load(object, &SMALL)
+    }
+
+    /// Another object, or other map sizes.
+    pub fn load(object: &[u8], sizes: &[(&str, u32)]) -> Result<Self> {
+        let settings = Settings {
+            flow_key: FLOW_KEY,
+            seed_tag: SEED_TAG,
+            own_v4: own(false).into(),
+            own_v6: own(true).into(),
+            tunnel_port: Port::new(TUNNEL_PORT),
+            reserved: [0; 2],
+            vni: VNI,
+        };
+        let mut loader = EbpfLoader::new();
+        loader.override_global(SETTINGS, &settings, true);
+        for (name, entries) in sizes {
+            loader.map_max_entries(name, *entries);
+        }
+        let mut ebpf = loader.load(object).context("load the BPF object")?;
+        for (_, loaded) in ebpf.programs_mut() {
+            match loaded {
+                aya::programs::Program::Xdp(xdp) => xdp.load()?,
+                aya::programs::Program::SchedClassifier(tc) => tc.load()?,
+                _ => {}
+            }
+        }
+        let mut rig = Self {
+            ebpf,
+            // Index 0 means "none" everywhere.
+            next_service: 1,
+            next_record: 1,
+            next_block: 1,
+            next_backend: 1,
+            known: BTreeMap::new(),
+            counters: Default::default(),
+            ifindex: UPLINK,
+        };
+        rig.fill()?;
+        rig.counters = rig.read_counters()?;
+        Ok(rig)
+    }
+
+    fn fill(&mut self) -> Result<()> {
+        let mut uplinks = Uplinks::default();
+        uplinks.list[0] = Uplink { ifindex: UPLINK, mac: NODE_MAC, reserved: [0; 6] };
+        uplinks.list[1] = Uplink { ifindex: OTHER_UPLINK, mac: [2, 0, 0, 0, 0, 9], reserved: [0; 6] };
+        self.set(map::UPLINKS, 0, uplinks)?;
+        for (index, v6) in [(PEER, false), (PEER_OVER_V6, true)] {
+            self.hop(index, Hop {
+                ifindex: UPLINK,
+                mtu: MTU,
+                destination_mac: PEER_MAC,
+                source_mac: NODE_MAC,
+                source: own(v6).into(),
+                destination: peer(v6).into(),
+                ..Default::default()
+            })?;
+            self.member(peer(v6), PEER)?;
+        }
+        self.state(state::BOOT_ID, BOOT_ID[0])?;
+        self.state(state::BOOT_ID_2, BOOT_ID[1])?;
+        self.state(state::MSS_V4, MSS[0])?;
+        self.state(state::MSS_V6, MSS[1])
+    }
+
+    /// Adds a frontend with a VIP that this node announces on [`UPLINK`], its table and its
+    /// backends; returns the service index.
+    pub fn service(&mut self, service: &Service) -> Result<u32> {
+        let index = self.next_service;
+        self.next_service += 1;
+        self.vip(service.vip, Vip { announced_on: UPLINK, flags: vip_flags::ECHO })?;
+        let endpoint = Endpoint::new(service.vip.into(), Port::new(service.port), service.proto);
+        self.insert(map::FRONTENDS, endpoint, Frontend { outside: index, inside: index })?;
+        self.set(map::FRONTEND_OF, index, endpoint)?;
+        let record = self.record(service)?;
+        self.set(map::SERVICES, index, ServiceWord(0).next(record).0)?;
+        Ok(index)
+    }
+
+    fn record(&mut self, service: &Service) -> Result<u32> {
+        let index = self.next_record;
+        self.next_record += 1;
+        let mut owners = Vec::new();
+        for target in &service.backends {
+            owners.push(self.backend(*target, service.proto)?.0);
+        }
+        let mut first = 0;
+        if !owners.is_empty() {
+            first = self.next_block;
+            self.next_block += blocks(service.slots);
+            for block in 0..blocks(service.slots) {
+                let slots: [u32; BLOCK_SLOTS as usize] =
+                    std::array::from_fn(|at| owners[(block * BLOCK_SLOTS + at as u32) as usize % owners.len()]);
+                self.set(map::OWNERS, first + block, slots)?;
+            }
+        }
+        let record = Record { owners: first, slots: service.slots, flags: service.flags, ..Default::default() };
+        self.set(map::RECORDS, index, record)?;
+        Ok(index)
+    }
+
+    /// The id of a backend, which is made where it is new.
+    pub fn backend(&mut self, target: Target, proto: u8) -> Result<BackendId> {
+        let key = (target.addr, target.port, target.node);
+        let id = match self.known.get(&key) {
+            Some(id) => *id,
+            None => {
+                let id = BackendId::new(self.next_backend, 1);
+                self.next_backend += 1;
+                self.known.insert(key, id);
+                id
+            }
+        };
+        let (addr, port) = (target.addr.into(), Port::new(target.port));
+        self.set(map::BACKENDS, id.index(), Backend { addr, id, node: target.node, port, fingerprint: 1, flags: 0 })?;
+        if target.node == 0 {
+            self.insert(map::LOCAL_BACKENDS, Endpoint::new(addr, port, proto), id)?;
+        }
+        Ok(id)
+    }
+
+    /// Ends a backend's life, as the agent does, and leaves the slots that name it.
+    pub fn forget_backend(&mut self, id: BackendId) -> Result<()> {
+        self.set(map::BACKENDS, id.index(), Backend::default())
+    }
+
+    /// Adds or changes a VIP.
+    pub fn vip(&mut self, addr: IpAddr, vip: Vip) -> Result<()> {
+        let addr = Addr::from(addr);
+        self.insert(map::VIPS, addr, vip)?;
+        self.mark(addr)
+    }
+
+    /// Sets the filter's bit of an address, which need not be a VIP.
+    pub fn mark(&mut self, addr: Addr) -> Result<()> {
+        let (word, bit) = filter_position(&addr);
+        let mut filter: Array<_, u64> = self.map(map::VIP_FILTER)?;
+        let bits = filter.get(&word, 0)?;
+        Ok(filter.set(word, bits | bit, 0)?)
+    }
+
+    pub fn hop(&mut self, node: u32, hop: Hop) -> Result<()> {
+        self.set(map::HOPS, node, hop)
+    }
+
+    pub fn member(&mut self, addr: IpAddr, node: u32) -> Result<()> {
+        self.insert(map::MEMBERS, Addr::from(addr), Member { node, reserved: 0 })
+    }
+
+    pub fn state(&mut self, index: u32, value: u64) -> Result<()> {
+        self.set(map::STATE, index, value)
+    }
+
+    fn map<'r, M: TryFrom<&'r mut aya::maps::Map, Error = aya::maps::MapError>>(&'r mut self, name: &str) -> Result<M> {
+        let map = self.ebpf.map_mut(name).with_context(|| format!("no map {name} in the object"))?;
+        M::try_from(map).with_context(|| format!("map {name}"))
+    }
+
+    /// Writes one element of an array.
+    pub fn set<V: Pod>(&mut self, name: &str, index: u32, value: V) -> Result<()> {
+        let mut map: Array<&mut MapData, V> = self.map(name)?;
+        map.set(index, value, 0).with_context(|| format!("write {name}[{index}]"))
+    }
+
+    /// Writes one element of a hash map.
+    pub fn insert<K: Pod, V: Pod>(&mut self, name: &str, key: K, value: V) -> Result<()> {
+        let mut map: HashMap<&mut MapData, K, V> = self.map(name)?;
+        map.insert(key, value, 0).with_context(|| format!("insert into {name}"))
+    }
+
+    fn list<K: Pod, V: Pod>(&mut self, name: &str) -> Result<Vec<(K, V)>> {
+        let map: HashMap<&mut MapData, K, V> = self.map(name)?;
+        Ok(map.iter().collect::<Result<_, _>>()?)
+    }
+
+    pub fn arrivals(&mut self) -> Result<Arrivals> {
+        Ok(Arrivals {
+            opening: self.list(map::OPENING)?,
+            established: self.list(map::ESTABLISHED)?,
+            datagrams: self.list(map::DATAGRAMS)?,
+        })
+    }
+
+    /// Adds an arrival to one of the three maps.
+    pub fn arrival(&mut self, name: &str, key: ArrivalKey, arrival: Arrival) -> Result<()> {
+        self.insert(name, key, arrival)
+    }
+
+    pub fn clear_arrivals(&mut self) -> Result<()> {
+        for name in [map::OPENING, map::ESTABLISHED, map::DATAGRAMS] {
+            for (key, _) in self.list::<ArrivalKey, Arrival>(name)? {
+                let mut map: HashMap<&mut MapData, ArrivalKey, Arrival> = self.map(name)?;
+                map.remove(&key)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_counters(&mut self) -> Result<[Vec<Counter>; 3]> {
+        let mut read = |name| -> Result<Vec<Counter>> {
+            let map: PerCpuArray<&mut MapData, Counter> = self.map(name)?;
+            map.iter()
+                .map(|values| {
+                    Ok(values?.iter().fold(Counter::default(), |sum, one| Counter {
+                        packets: sum.packets + one.packets,
+                        bytes: sum.bytes + one.bytes,
+                    }))
+                })
+                .collect()
+        };
+        Ok([read(map::REASON_COUNTERS)?, read(map::SERVICE_COUNTERS)?, read(map::BACKEND_COUNTERS)?])
+    }
+
+    /// Runs `weir_ingress` on a frame that came by `self.ifindex`.
+    pub fn ingress(&mut self, frame: &[u8]) -> Result<Outcome> {
+        self.run(program::INGRESS, frame)
+    }
+
+    /// Runs `weir_egress` on a frame about to leave.
+    pub fn egress(&mut self, frame: &[u8]) -> Result<Outcome> {
+        self.run(program::EGRESS, frame)
+    }
+
+    fn run(&mut self, name: &str, frame: &[u8]) -> Result<Outcome> {
+        let (action, frame) = self.verdict(name, frame)?;
+        let after = self.read_counters()?;
+        let grown = |at: usize| -> BTreeMap<u32, Counter> {
+            let before = &self.counters[at];
+            let pairs = before.iter().zip(&after[at]).zip(0u32..);
+            pairs
+                .filter(|((before, after), _)| before != after)
+                .map(|((before, after), index)| {
+                    (index, Counter { packets: after.packets - before.packets, bytes: after.bytes - before.bytes })
+                })
+                .collect()
+        };
+        let (reasons, services, backends) = (grown(0), grown(1), grown(2));
+        self.counters = after;
+        Ok(Outcome {
+            action,
+            frame,
+            reason_bytes: reasons.values().map(|counter| counter.bytes).sum(),
+            reasons: reasons
+                .iter()
+                .flat_map(|(index, counter)| {
+                    std::iter::repeat_n(Reason::ALL[*index as usize], counter.packets as usize)
+                })
+                .collect(),
+            services,
+            backends,
+        })
+    }
+
+    /// Verdict and bytes alone, for runs by the hundred thousand.
+    pub fn verdict(&mut self, name: &str, frame: &[u8]) -> Result<(Action, Vec<u8>)> {
+        let mut out = vec![0; frame.len() + 512];
+        let context = XdpMd { data_end: frame.len() as u32, ingress_ifindex: self.ifindex, ..Default::default() };
+        let mut options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..Default::default() };
+        let loaded = self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
+        let (result, names) = if name == program::EGRESS {
+            let tc: &mut SchedClassifier = loaded.try_into()?;
+            (tc.test_run(options)?, [Action::Other(0), Action::Other(1), Action::Other(2), Action::Other(3), Action::Other(4)])
+        } else {
+            options.ctx_in = Some(bytemuck::bytes_of(&context));
+            let xdp: &mut Xdp = loaded.try_into()?;
+            (xdp.test_run(options)?, [Action::Other(0), Action::Drop, Action::Pass, Action::Tx, Action::Redirect])
+        };
+        out.truncate(result.data_size_out as usize);
+        let value = result.return_value;
+        let action = match (name == program::EGRESS, value) {
+            (true, u32::MAX) => Action::Next,
+            _ => names.get(value as usize).copied().unwrap_or(Action::Other(value)),
+        };
+        Ok((action, out))
+    }
+
+    /// Loaded programs: name, verified instructions, bytes of translated code.
+    pub fn program_sizes(&self) -> Result<Vec<(String, u32, u32)>> {
+        let mut sizes = Vec::new();
+        for (name, program) in self.ebpf.programs() {
+            let info = program.info().with_context(|| format!("info of {name}"))?;
+            let verified = info.verified_instruction_count().context("the kernel tells no instruction count")?;
+            let translated = info.size_translated().context("the kernel tells no size")?;
+            sizes.push((name.to_owned(), verified, translated));
+        }
+        sizes.sort();
+        Ok(sizes)
+    }
+}
+
+/// `struct xdp_md`, as a test run takes it.
+#[repr(C)]
+#[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
+struct XdpMd {
+    data: u32,
+    data_end: u32,
+    data_meta: u32,
+    ingress_ifindex: u32,
+    rx_queue_index: u32,
+    egress_ifindex: u32,
+}
+
+/// Writes frames as a capture file for a closer look; returns its path.
+pub fn dump(name: &str, frames: &[&[u8]]) -> Result<PathBuf> {
+    /// Little-endian, microseconds (0xa1b2c3d4), version 2.4, snap length 65,535, Ethernet.
+    const HEAD: [u32; 6] = [0xa1b2_c3d4, 4 << 16 | 2, 0, 0, 65_535, 1];
+    let mut bytes: Vec<u8> = HEAD.iter().flat_map(|word| word.to_le_bytes()).collect();
+    for (second, frame) in frames.iter().enumerate() {
+        let length = frame.len() as u32;
+        bytes.extend([second as u32, 0, length, length].iter().flat_map(|word| word.to_le_bytes()));
+        bytes.extend(*frame);
+    }
+    let file: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    let dir = std::env::temp_dir().join("weir-packets");
+    std::fs::create_dir_all(&dir).context("create the folder for captures")?;
+    let path = dir.join(format!("{file}.pcap"));
+    std::fs::write(&path, bytes).with_context(|| format!("write {}", path.display()))?;
+    Ok(path)
+}
+
+/// Fails with a readable difference and a capture (in, wanted, got) unless the bytes are equal.
+#[track_caller]
+pub fn assert_same(name: &str, input: &[u8], want: &[u8], got: &[u8]) {
+    if let Some(text) = packet::difference(want, got) {
+        let path = dump(name, &[input, want, got]).expect("write the capture");
+        panic!("{name}: {text}capture (in, wanted, got): {}", path.display());
+    }
+}
