@@ -1,0 +1,166 @@
+//! Arrays shared with the BPF programs, as memory.
+//!
+//! All access is by whole 64-bit words, atomic and without locks: a value of one word is read and
+//! switched as one, a longer one may be seen half written by a reader, and its type says what that
+//! costs. The same type over plain memory serves the fake data plane.
+
+use std::{
+    io,
+    marker::PhantomData,
+    os::fd::{AsRawFd, BorrowedFd},
+    ptr::NonNull,
+    slice,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use bytemuck::Pod;
+
+const WORD: usize = size_of::<u64>();
+
+/// An array of `T`, whose size is a multiple of eight bytes.
+pub struct Mapped<T> {
+    memory: Memory,
+    entries: u32,
+    _value: PhantomData<T>,
+}
+
+enum Memory {
+    /// Start and words of a mapping that lives as long as this.
+    Kernel { start: NonNull<AtomicU64>, words: usize },
+    Plain(Box<[AtomicU64]>),
+}
+
+// SAFETY: the pointer is to shared memory that lives until drop, and is only read and written
+// through atomics.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    fn words(&self) -> &[AtomicU64] {
+        match self {
+            Self::Plain(words) => words,
+            Self::Kernel { start, words } => {
+                // SAFETY: the mapping is page aligned, `words` words long and lives until drop; a
+                // page of a BPF map always holds some value, and any bits are an AtomicU64.
+                unsafe { slice::from_raw_parts(start.as_ptr(), *words) }
+            }
+        }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if let Self::Kernel { start, words } = self {
+            // SAFETY: exactly what mmap returned, and no reference outlives self.
+            unsafe { libc::munmap(start.as_ptr().cast(), *words * WORD) };
+        }
+    }
+}
+
+/// What a mapping may be used for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Access {
+    Read,
+    ReadWrite,
+}
+
+impl<T: Pod> Mapped<T> {
+    const WORDS: usize = {
+        assert!(size_of::<T>().is_multiple_of(WORD) && size_of::<T>() > 0);
+        size_of::<T>() / WORD
+    };
+
+    /// Maps an array map of `entries` values. Writing to one opened for reading is a fault, so only
+    /// the agent, which opens for both, calls the methods that write.
+    pub fn open(map: BorrowedFd<'_>, entries: u32, access: Access) -> io::Result<Self> {
+        let words = entries as usize * Self::WORDS;
+        let protection = match access {
+            Access::Read => libc::PROT_READ,
+            Access::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
+        };
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
+        let start = unsafe {
+            let (null, fd) = (std::ptr::null_mut(), map.as_raw_fd());
+            libc::mmap(null, words * WORD, protection, libc::MAP_SHARED, fd, 0)
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok(Self { memory: Memory::Kernel { start, words }, entries, _value: PhantomData })
+    }
+
+    /// The same over plain memory, zeroed.
+    pub fn plain(entries: u32) -> Self {
+        let words = (0..entries as usize * Self::WORDS).map(|_| AtomicU64::new(0)).collect();
+        Self { memory: Memory::Plain(words), entries, _value: PhantomData }
+    }
+
+    /// Number of values.
+    pub fn entries(&self) -> u32 {
+        self.entries
+    }
+
+    fn value(&self, index: u32) -> Option<&[AtomicU64]> {
+        let start = index as usize * Self::WORDS;
+        self.memory.words().get(start..start + Self::WORDS)
+    }
+
+    /// The value at an index, word by word; none beyond the end.
+    pub fn get(&self, index: u32) -> Option<T> {
+        let mut value = T::zeroed();
+        let bytes = bytemuck::bytes_of_mut(&mut value).chunks_exact_mut(WORD);
+        for (bytes, word) in bytes.zip(self.value(index)?) {
+            bytes.copy_from_slice(&word.load(Ordering::Acquire).to_ne_bytes());
+        }
+        Some(value)
+    }
+
+    /// All values by index.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, T)> {
+        (0..self.entries).filter_map(|index| Some((index, self.get(index)?)))
+    }
+
+    /// Writes a value, its word number `last` after all others; false beyond the end.
+    #[must_use]
+    pub fn set(&self, index: u32, value: &T, last: usize) -> bool {
+        let Some(words) = self.value(index) else { return false };
+        let bytes = bytemuck::bytes_of(value);
+        let word = |at: usize| {
+            let mut word = [0; WORD];
+            word.copy_from_slice(&bytes[at * WORD..(at + 1) * WORD]);
+            u64::from_ne_bytes(word)
+        };
+        for (at, place) in words.iter().enumerate().filter(|(at, _)| *at != last) {
+            place.store(word(at), Ordering::Relaxed);
+        }
+        words[last].store(word(last), Ordering::Release);
+        true
+    }
+
+    /// Writes one word of a value; false beyond the end.
+    #[must_use]
+    pub fn set_word(&self, index: u32, at: usize, word: u64) -> bool {
+        let place = self.value(index).and_then(|words| words.get(at));
+        place.map(|place| place.store(word, Ordering::Release)).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::backend::{Backend, BackendId};
+
+    use super::*;
+
+    #[test]
+    fn values_come_back_and_the_end_is_kept() {
+        let mapped = Mapped::<Backend>::plain(3);
+        let backend = Backend { id: BackendId::new(2, 5), node: 9, flags: 3, ..Backend::default() };
+        assert!(mapped.set(2, &backend, 2) && !mapped.set(3, &backend, 2));
+        assert_eq!((mapped.get(2), mapped.get(3)), (Some(backend), None));
+        assert_eq!(mapped.get(1), Some(Backend::default()));
+        assert!(mapped.set_word(2, 2, 0) && !mapped.set_word(2, 4, 0));
+        assert_eq!(mapped.get(2).map(|backend| (backend.id, backend.node)), Some((BackendId::NONE, 0)));
+    }
+}
