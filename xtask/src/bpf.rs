@@ -97,9 +97,8 @@ fn compile(
 }
 
 fn cargo(source: &Path, work: &Path, toolchain: &Toolchain, linker: &Path, verb: &str) -> Command {
-    let mut command = toolchain.cargo();
+    let mut command = toolchain.cargo(verb);
     command
-        .arg(verb)
         .args([
             "--release",
             "--locked",
