@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use super::check::CheckArgs;
+use super::{arrivals::ArrivalsArgs, check::CheckArgs, counters::CountersArgs, owners::OwnersArgs};
 
 /// Where the agent pins its maps unless told otherwise.
 pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/weir";
@@ -52,7 +52,7 @@ impl Dirs {
 #[derive(Args, Clone, Copy, Debug)]
 pub struct Output {
     /// A table for people, or JSON with a `schema` field for programs
-    #[arg(short, long = "output", value_enum, default_value_t, value_name = "FORMAT")]
+    #[arg(short = 'o', long = "output", value_enum, default_value_t, value_name = "FORMAT")]
     pub format: Format,
 }
 
@@ -65,6 +65,30 @@ pub enum Format {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// List VIPs and their frontends
+    #[command(after_help = "Example:\n  weir vips -o json")]
+    Vips(Output),
+    /// List backends, the nodes they live on and the slots that they own
+    #[command(after_help = "Example:\n  weir backends")]
+    Backends(Output),
+    /// Show which backends own a frontend's slots
+    #[command(
+        after_help = "Examples:\n  weir owners 192.0.2.10:443\n  weir owners '[2001:db8::10]:53/udp' --slots"
+    )]
+    Owners(OwnersArgs),
+    /// List the flows that this node remembers
+    #[command(
+        after_help = "Examples:\n  weir arrivals --backend 10.1.0.7:8080\n  weir arrivals --client 198.51.100.9 --limit 0 -o json"
+    )]
+    Arrivals(ArrivalsArgs),
+    /// Show what happened to packets, by reason, frontend or backend
+    #[command(
+        after_help = "Examples:\n  weir counters\n  weir counters --watch 1\n  weir counters --backends -o json"
+    )]
+    Counters(CountersArgs),
+    /// Show the agent, its peers, problems and the health of targets
+    #[command(after_help = "Example:\n  weir status")]
+    Status(Output),
     /// Check whether this machine can run weir; exit status 1 if it cannot
     #[command(
         after_help = "Examples:\n  weir check --config /etc/weir/weir.yaml\n  weir check --uplink eth0 --uplink eth1"

@@ -27,7 +27,17 @@ impl std::error::Error for Fault {}
 
 /// An error as the user sees it: the chain on one line, and the fix on the next if one is known.
 pub fn explain(error: &anyhow::Error) -> String {
-    let mut text = format!("error: {error:#}\n");
+    let mut text = String::from("error: ");
+    for (depth, cause) in error.chain().enumerate() {
+        let cause = cause.to_string();
+        // Some errors already tell their cause.
+        if depth == 0 {
+            text += &cause;
+        } else if !text.ends_with(&cause) {
+            text += &format!(": {cause}");
+        }
+    }
+    text += "\n";
     if let Some(fault) = error.downcast_ref::<Fault>() {
         text += &format!("  fix: {}\n", fault.fix);
     }
@@ -49,6 +59,12 @@ mod tests {
             explain(&error),
             "error: weir vips: cannot open the maps: permission denied\n  fix: run as root\n"
         );
+    }
+
+    #[test]
+    fn a_cause_that_was_told_is_not_told_again() {
+        let error = anyhow::anyhow!("busy").context("map OWNERS: busy").context("weir vips");
+        assert_eq!(explain(&error), "error: weir vips: map OWNERS: busy\n");
     }
 
     #[test]

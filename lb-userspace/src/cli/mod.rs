@@ -3,20 +3,42 @@
 //! plain value, makes its view from it purely, and [`output`] renders that.
 
 pub mod args;
+pub mod arrivals;
+mod backends;
 pub mod check;
+pub mod counters;
 mod fault;
 mod output;
+pub mod owners;
+mod read;
+pub mod snapshot;
+mod status;
+mod vips;
 
-use std::{io, process::ExitCode};
+#[cfg(test)]
+mod tests;
+
+use std::{io, process::ExitCode, thread, time::Instant};
 
 use clap::{CommandFactory, Parser};
 
-use args::{Cli, Command};
+use self::{
+    args::{Cli, Command, Dirs, Output},
+    arrivals::{Arrivals, ArrivalsArgs, Filter},
+    backends::Backends,
+    counters::{Counters, CountersArgs},
+    fault::Fault,
+    output::{Reader, View, emit, render},
+    owners::{Owners, OwnersArgs},
+    snapshot::{Sight, Snapshot},
+    status::Status,
+    vips::Vips,
+};
+use crate::{dataplane::maps::Maps, report::status::AgentStatus};
 
 /// Runs the process's own command line. 0: done, 1: failed, 2: misused.
 pub fn main() -> ExitCode {
-    let done = run(Cli::parse());
-    done.unwrap_or_else(|error| {
+    run(Cli::parse()).unwrap_or_else(|error| {
         eprint!("{}", fault::explain(&error));
         ExitCode::FAILURE
     })
@@ -24,12 +46,98 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { dirs, command } = cli;
-    let (text, ok) = match command {
-        Command::Check(args) => check::run(&args, &dirs)?,
-        Command::Completion { shell } => (completion(shell), true),
+    let text = match command {
+        Command::Check(args) => {
+            let (text, ok) = check::run(&args, &dirs)?;
+            emit(&mut io::stdout().lock(), &text)?;
+            return Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Command::Completion { shell } => completion(shell),
+        Command::Vips(output) => Node::look(&dirs)?.answer(output, Vips::new)?,
+        Command::Backends(output) => Node::look(&dirs)?.answer(output, Backends::new)?,
+        Command::Owners(args) => owners(&dirs, &args)?,
+        Command::Arrivals(args) => arrivals(&dirs, &args)?,
+        Command::Counters(args) => return counters(&dirs, &args),
+        Command::Status(output) => {
+            let node = Node::look(&dirs)?;
+            node.answer(output, |sight| Status::new(sight, node.status_error.clone()))?
+        }
     };
-    output::emit(&mut io::stdout().lock(), &text)?;
-    Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    emit(&mut io::stdout().lock(), &text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What this node's maps and its agent's file say.
+struct Node {
+    maps: Maps,
+    snapshot: Snapshot,
+    agent: Option<AgentStatus>,
+    /// Why there is no `agent` although there is a file. Only `weir status` tells: the others can do
+    /// without.
+    status_error: Option<String>,
+}
+
+impl Node {
+    fn look(dirs: &Dirs) -> anyhow::Result<Self> {
+        let maps = Maps::open(dirs.pin_dir())?;
+        let snapshot = read::snapshot(&maps)?;
+        let (agent, status_error) = match AgentStatus::read(dirs.state_dir()) {
+            Ok(agent) => (agent, None),
+            Err(error) => (None, Some(error.to_string())),
+        };
+        Ok(Self { maps, snapshot, agent, status_error })
+    }
+
+    fn sight(&self) -> Sight<'_> {
+        Sight { maps: &self.snapshot, agent: self.agent.as_ref() }
+    }
+
+    fn answer<'a, V: View>(
+        &'a self,
+        output: Output,
+        view: impl FnOnce(Sight<'a>) -> V,
+    ) -> anyhow::Result<String> {
+        render(&view(self.sight()), output.format)
+    }
+}
+
+fn owners(dirs: &Dirs, args: &OwnersArgs) -> anyhow::Result<String> {
+    let node = Node::look(dirs)?;
+    let door = args.frontend;
+    let table = node.snapshot.frontends.get(&door).map(|found| read::owners(&node.maps, found.service));
+    let view = table.and_then(|table| Owners::new(node.sight(), door, &table, args.slots));
+    let view = view.ok_or_else(|| {
+        Fault::new(format!("no frontend {door} on this node"), "`weir vips` lists those that are")
+    })?;
+    render(&view, args.output.format)
+}
+
+fn arrivals(dirs: &Dirs, args: &ArrivalsArgs) -> anyhow::Result<String> {
+    let node = Node::look(dirs)?;
+    let filter = Filter { backend: args.backend, client: args.client };
+    let flows = read::flows(&node.maps, &node.snapshot, &filter)?;
+    render(&Arrivals::new(node.sight(), flows, args.limit), args.output.format)
+}
+
+fn counters(dirs: &Dirs, args: &CountersArgs) -> anyhow::Result<ExitCode> {
+    let node = Node::look(dirs)?;
+    let mut before = Counters::new(node.sight(), args.by(), args.all);
+    let mut looked = Instant::now();
+    let Some(interval) = args.watch else {
+        emit(&mut io::stdout().lock(), &render(&before, args.output.format)?)?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    loop {
+        thread::sleep(interval);
+        let node = Node::look(dirs)?;
+        let now = Counters::new(node.sight(), args.by(), args.all);
+        let since = now.since(&before, looked.elapsed());
+        (before, looked) = (now, Instant::now());
+        let text = output::render_line(&since, args.output.format)?;
+        if emit(&mut io::stdout().lock(), &text)? == Reader::Gone {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
 }
 
 fn completion(shell: clap_complete::Shell) -> String {

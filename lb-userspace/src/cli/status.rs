@@ -1,0 +1,219 @@
+//! `weir status`: is the agent alive, and what did it say last. Pure.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::{
+    output::{View, or_dash, section, span, table},
+    snapshot::Sight,
+};
+use crate::{
+    model::Problem,
+    report::status::{Attachment, HealthWord, Peer, TargetStatus},
+};
+
+/// Age of a heartbeat beyond which the agent counts as dead (docs/architecture.md, "mute").
+const SILENCE_MS: u64 = 5_000;
+
+#[derive(Debug, Serialize)]
+pub struct Status {
+    agent: Agent,
+    dataplane: Dataplane,
+    /// What follows is as old as `agent.written_ms`; empty without a status file.
+    attachments: Vec<Attachment>,
+    problems: Vec<Problem>,
+    peers: Vec<Peer>,
+    targets: Vec<TargetStatus>,
+}
+
+#[derive(Debug, Serialize)]
+struct Agent {
+    alive: bool,
+    /// Age of the last heartbeat; null: none since the maps were made.
+    heartbeat_ms: Option<u64>,
+    node: Option<String>,
+    version: Option<String>,
+    pid: Option<u32>,
+    config: Option<String>,
+    /// Why the newest configuration is not in force.
+    config_error: Option<String>,
+    /// Unix time in ms.
+    started_ms: Option<u64>,
+    written_ms: Option<u64>,
+    /// Why the status file cannot be read.
+    status_error: Option<String>,
+}
+
+/// What the maps themselves say.
+#[derive(Debug, Serialize)]
+struct Dataplane {
+    uplinks: Vec<String>,
+    vips: usize,
+    announced: usize,
+    frontends: usize,
+    backends: usize,
+    nodes: usize,
+    /// Largest MSS that fits the tunnel; null: not clamped.
+    mss_v4: Option<u64>,
+    mss_v6: Option<u64>,
+    /// Frontends without any owner: their clients are refused.
+    without_owner: Vec<String>,
+}
+
+impl Status {
+    /// `status_error` says why `sight.agent` is absent although a file is there.
+    pub fn new(sight: Sight<'_>, status_error: Option<String>) -> Self {
+        let (maps, file) = (sight.maps, sight.agent);
+        let heartbeat_ms = maps.heartbeat.map(|at| maps.now.saturating_sub(at) / 1_000_000);
+        let clamp = |mss: u64| (mss != 0).then_some(mss);
+        let without_owner = maps.frontends.iter().filter(|(_, frontend)| frontend.owners().next().is_none());
+        Self {
+            agent: Agent {
+                alive: heartbeat_ms.is_some_and(|age| age <= SILENCE_MS),
+                heartbeat_ms,
+                node: file.map(|file| file.node.clone()),
+                version: file.map(|file| file.version.clone()),
+                pid: file.map(|file| file.pid),
+                config: file.map(|file| file.config.display().to_string()),
+                config_error: file.and_then(|file| file.config_error.clone()),
+                started_ms: file.map(|file| file.started_ms),
+                written_ms: file.map(|file| file.written_ms),
+                status_error,
+            },
+            dataplane: Dataplane {
+                uplinks: maps.uplinks.clone(),
+                vips: maps.vips.len(),
+                announced: maps.vips.values().filter(|vip| vip.announced_on.is_some()).count(),
+                frontends: maps.frontends.len(),
+                backends: maps.backends.len(),
+                nodes: maps.nodes.len() + 1,
+                mss_v4: clamp(maps.mss.0),
+                mss_v6: clamp(maps.mss.1),
+                without_owner: without_owner.map(|(door, _)| door.to_string()).collect(),
+            },
+            attachments: file.map(|file| file.attachments.clone()).unwrap_or_default(),
+            problems: file.map(|file| file.problems.clone()).unwrap_or_default(),
+            peers: file.map(|file| file.peers.clone()).unwrap_or_default(),
+            targets: file.map(|file| file.targets.clone()).unwrap_or_default(),
+        }
+    }
+
+    fn agent_text(&self) -> String {
+        let Agent { alive, heartbeat_ms, node, version, pid, config, config_error, status_error, .. } =
+            &self.agent;
+        let node = node.as_deref().unwrap_or("unknown node");
+        let mut text = match (alive, heartbeat_ms) {
+            (true, Some(age)) => format!("agent      alive, heartbeat {} ago", span(*age)),
+            (_, Some(age)) => format!(
+                "agent      DEAD, last heartbeat {} ago; the data plane goes on with what it has",
+                span(*age)
+            ),
+            (_, None) => "agent      DEAD, no heartbeat since the maps were made".into(),
+        };
+        text += &format!("\nnode       {node}\n");
+        if let (Some(version), Some(pid), Some(config)) = (version, pid, config) {
+            text += &format!("version    {version}, pid {pid}\nconfig     {config}\n");
+        }
+        if let Some(error) = config_error {
+            text += &format!("           REFUSED, the one before is in force: {error}\n");
+        }
+        match status_error {
+            Some(error) => text += &format!("status     unreadable: {error}\n"),
+            None if self.agent.node.is_none() => {
+                text += "status     no status file: names, health and problems are not known\n";
+            }
+            None => {}
+        }
+        text
+    }
+
+    fn dataplane_text(&self) -> String {
+        let Dataplane { uplinks, vips, announced, frontends, backends, nodes, .. } = &self.dataplane;
+        let mss = |mss: Option<u64>| mss.map_or_else(|| "as it is".into(), |mss| mss.to_string());
+        let mut text = format!(
+            "dataplane  {vips} VIPs, {announced} announced here; {frontends} frontends, {backends} \
+             backends, {nodes} nodes\nuplinks    {}; MSS {} (IPv4), {} (IPv6)\n",
+            or_dash(&uplinks.join(", ")),
+            mss(self.dataplane.mss_v4),
+            mss(self.dataplane.mss_v6),
+        );
+        for door in &self.dataplane.without_owner {
+            text += &format!("           {door} has no backend: clients are refused\n");
+        }
+        text
+    }
+
+    fn targets_text(&self) -> String {
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for target in &self.targets {
+            *counts.entry(health_word(target.health)).or_default() += 1;
+        }
+        let counts: Vec<_> = counts.iter().map(|(word, count)| format!("{count} {word}")).collect();
+        // What is up needs no line of its own: there may be thousands.
+        let ill = self.targets.iter().filter(|target| target.health != HealthWord::Up).map(|target| {
+            [
+                target.address.to_string(),
+                target.check.clone(),
+                health_word(target.health).into(),
+                or_dash(target.reason.as_deref().unwrap_or_default()),
+            ]
+        });
+        let title = format!("targets: {}", or_dash(&counts.join(", ")));
+        if self.targets.iter().all(|target| target.health == HealthWord::Up) {
+            return section(&title, "");
+        }
+        section(&title, &table(["TARGET", "CHECK", "HEALTH", "WHY"], ill))
+    }
+}
+
+fn health_word(health: HealthWord) -> &'static str {
+    match health {
+        HealthWord::Unknown => "unknown",
+        HealthWord::Up => "up",
+        HealthWord::Down => "down",
+    }
+}
+
+impl View for Status {
+    const SCHEMA: &'static str = "weir.status/v1";
+
+    fn text(&self) -> String {
+        let mut text = self.agent_text() + &self.dataplane_text();
+        if !self.attachments.is_empty() {
+            let rows = self.attachments.iter().map(|found| {
+                [
+                    found.interface.clone(),
+                    found.program.clone(),
+                    found.mode.clone(),
+                    or_dash(found.reason.as_deref().unwrap_or_default()),
+                ]
+            });
+            text += &section("programs", &table(["INTERFACE", "PROGRAM", "MODE", "WHY"], rows));
+        }
+        if !self.peers.is_empty() {
+            let rows = self.peers.iter().map(|peer| {
+                let addresses: Vec<_> = peer.addresses.iter().map(ToString::to_string).collect();
+                [
+                    peer.node.clone(),
+                    addresses.join(", "),
+                    if peer.alive { "answers" } else { "DEAD" }.into(),
+                    match peer.heartbeat_ms {
+                        Some(age) if age <= SILENCE_MS => format!("alive, {} ago", span(age)),
+                        Some(age) => format!("silent for {}", span(age)),
+                        None => "-".into(),
+                    },
+                ]
+            });
+            text += &section("peers", &table(["NODE", "ADDRESSES", "DATA PLANE", "AGENT"], rows));
+        }
+        if !self.targets.is_empty() {
+            text += &self.targets_text();
+        }
+        if !self.problems.is_empty() {
+            let rows = self.problems.iter().map(|Problem { object, message }| [object.clone(), message.clone()]);
+            text += &section("problems", &table(["OBJECT", "PROBLEM"], rows));
+        }
+        text
+    }
+}
