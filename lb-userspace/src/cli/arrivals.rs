@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::Args;
-use lb_common::arrival::{Tick, flags};
+use lb_common::arrival::flags;
 use serde::Serialize;
 
 use super::{
@@ -102,21 +102,20 @@ struct Row {
 impl Arrivals {
     /// `limit` 0 lists all.
     pub fn new(sight: Sight<'_>, mut flows: Vec<Flow>, limit: usize) -> Self {
-        let now = Tick::from_nanos(sight.maps.now);
+        let now = sight.maps.now;
         let total = flows.len();
-        let order = |flow: &Flow| {
-            (now.since(flow.value.last_seen()), flow.client(), flow.key.backend, flow.memory)
-        };
-        flows.sort_by_cached_key(order);
+        flows.sort_by_cached_key(|flow| {
+            (flow.age_ms(now), flow.client(), flow.key.backend, flow.memory)
+        });
         if limit > 0 {
             flows.truncate(limit);
         }
-        Self { total, arrivals: flows.iter().map(|flow| Row::new(sight, now, flow)).collect() }
+        Self { total, arrivals: flows.iter().map(|flow| Row::new(sight, flow)).collect() }
     }
 }
 
 impl Row {
-    fn new(sight: Sight<'_>, now: Tick, flow: &Flow) -> Self {
+    fn new(sight: Sight<'_>, flow: &Flow) -> Self {
         let doors = &sight.maps.frontends;
         Self {
             map: flow.memory,
@@ -128,7 +127,7 @@ impl Row {
             backend: sight.backend_name(flow.key.backend),
             backend_id: flow.key.backend.0,
             flags: flag_words(flow.value.flags()),
-            age_ms: now.since(flow.value.last_seen()) / 1_000_000,
+            age_ms: flow.age_ms(sight.maps.now),
         }
     }
 }

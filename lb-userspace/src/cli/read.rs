@@ -24,9 +24,10 @@ use crate::{
 
 /// Everything but the flows and the slot tables themselves.
 pub fn snapshot(maps: &Maps) -> anyhow::Result<Snapshot> {
+    let boottime = now(ClockId::CLOCK_BOOTTIME)?;
     let mut found = Snapshot {
-        now: boottime()?,
-        heartbeat: maps.heartbeat(),
+        heartbeat_ms: maps.heartbeat().map(|at| boottime.saturating_sub(at) / 1_000_000),
+        now: now(ClockId::CLOCK_MONOTONIC)?,
         mss: (maps.state(state::MSS_V4), maps.state(state::MSS_V6)),
         reasons: maps.reason_counters()?,
         ..Default::default()
@@ -116,8 +117,8 @@ fn interface_name(index: u32) -> String {
         .unwrap_or_else(|| format!("interface {index}"))
 }
 
-/// The clock that heartbeats and arrivals are told by, in ns.
-fn boottime() -> anyhow::Result<u64> {
-    let now = clock_gettime(ClockId::CLOCK_BOOTTIME)?;
+/// In ns.
+fn now(clock: ClockId) -> nix::Result<u64> {
+    let now = clock_gettime(clock)?;
     Ok(now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
 }

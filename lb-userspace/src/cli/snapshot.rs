@@ -8,7 +8,7 @@ use std::{
 };
 
 use lb_common::{
-    arrival::{Arrival, ArrivalKey},
+    arrival::{Arrival, ArrivalKey, Tick},
     backend::BackendId,
     reason::{Counter, Reason},
 };
@@ -66,10 +66,10 @@ impl Serialize for Door {
 /// One look at the maps.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    /// CLOCK_BOOTTIME in ns.
+    /// Age of the agent's last heartbeat in ms; none since the maps were made.
+    pub heartbeat_ms: Option<u64>,
+    /// CLOCK_MONOTONIC in ns, by which arrivals are told.
     pub now: u64,
-    /// The same clock at the agent's last heartbeat.
-    pub heartbeat: Option<u64>,
     pub vips: BTreeMap<IpAddr, Vip>,
     pub frontends: BTreeMap<Door, Frontend>,
     pub backends: BTreeMap<BackendId, Backend>,
@@ -136,6 +136,9 @@ impl Memory {
     }
 }
 
+/// Half the range of the clock of arrivals (26 days): what seems older is newer.
+const LONGEST_AGE_NS: u64 = 1 << 51;
+
 /// One remembered flow, as the map holds it.
 #[derive(Clone, Copy, Debug)]
 pub struct Flow {
@@ -147,6 +150,13 @@ pub struct Flow {
 impl Flow {
     pub fn client(&self) -> SocketAddr {
         SocketAddr::new(self.key.client.to_ip(), self.key.client_port.get())
+    }
+
+    /// Since the last packet that was noted, at `now` in ns of CLOCK_MONOTONIC. One that was noted
+    /// after `now` was read is of age 0.
+    pub fn age_ms(&self, now: u64) -> u64 {
+        let age = Tick::from_nanos(now).since(self.value.last_seen());
+        if age > LONGEST_AGE_NS { 0 } else { age / 1_000_000 }
     }
 }
 

@@ -65,7 +65,7 @@ impl Status {
     /// `status_error` says why `sight.agent` is absent although a file is there.
     pub fn new(sight: Sight<'_>, status_error: Option<String>) -> Self {
         let (maps, file) = (sight.maps, sight.agent);
-        let heartbeat_ms = maps.heartbeat.map(|at| maps.now.saturating_sub(at) / 1_000_000);
+        let heartbeat_ms = maps.heartbeat_ms;
         let clamp = |mss: u64| (mss != 0).then_some(mss);
         let without_owner = maps.frontends.iter().filter(|(_, frontend)| frontend.owners().next().is_none());
         Self {

@@ -44,7 +44,7 @@ fn snapshot() -> Snapshot {
     };
     Snapshot {
         now: 1000 * SECOND,
-        heartbeat: Some(999 * SECOND),
+        heartbeat_ms: Some(1000),
         vips: [
             ("192.0.2.1".parse().unwrap(), Vip { announced_on: Some("eth0".into()), echo: true }),
             ("2001:db8::1".parse().unwrap(), Vip { announced_on: None, echo: false }),
@@ -281,6 +281,8 @@ fn arrivals_are_listed_youngest_first_up_to_the_limit() {
     );
     // One step of the clock is 268 ms.
     assert!((732..=1268).contains(&first["age_ms"].as_u64().unwrap()), "{first}");
+    let noted_after_the_look = flow(Memory::Opening, 1003, HERE, 1, 0);
+    assert_eq!(noted_after_the_look.age_ms(maps.now - SECOND), 0);
 }
 
 #[test]
@@ -357,12 +359,12 @@ fn status_tells_a_living_agent_from_a_dead_one() {
     }
     assert_eq!((&json["agent"]["alive"], &json["dataplane"]["mss_v6"]), (&json!(true), &json!(null)));
 
-    maps.heartbeat = Some(400 * SECOND);
+    maps.heartbeat_ms = Some(600_000);
     let (text, json) = both(&Status::new(Sight { maps: &maps, agent: Some(&agent) }, None));
     assert!(text.starts_with("agent      DEAD, last heartbeat 10 min ago; the data plane"), "{text}");
     assert_eq!((&json["agent"]["alive"], &json["agent"]["heartbeat_ms"]), (&json!(false), &json!(600_000)));
 
-    maps.heartbeat = None;
+    maps.heartbeat_ms = None;
     let (text, _) = both(&Status::new(Sight { maps: &maps, agent: None }, None));
     assert!(text.starts_with("agent      DEAD, no heartbeat"), "{text}");
     assert!(text.contains("no status file"), "{text}");

@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path, str::FromStr};
 
-use lb_common::wire::geneve::{OVERHEAD_V4, OVERHEAD_V6};
+use lb_common::wire::geneve::OVERHEAD_V6;
 
 use super::{
     CheckArgs,

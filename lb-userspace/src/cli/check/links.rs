@@ -7,7 +7,7 @@ use futures::TryStreamExt;
 use lb_common::abi::program;
 use netlink_packet_route::{
     link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp},
-    tc::{TcAttribute, TcFilterBpfOption, TcMessage, TcOption},
+    tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption},
 };
 
 use super::facts::LinkFacts;
@@ -67,8 +67,9 @@ fn filter_names(place: &str, messages: &[TcMessage]) -> Vec<String> {
                 _ => {}
             }
         }
-        // The kernel lists each priority once without its rules.
-        if kind == "bpf" && name.is_none() || name.is_some_and(|name| name.starts_with(program::EGRESS)) {
+        // The kernel lists each priority once more, without handle and rules.
+        let rule = message.header.handle != TcHandle::UNSPEC;
+        if !rule || name.is_some_and(|name| name.starts_with(program::EGRESS)) {
             continue;
         }
         let text = format!("{place}: {}", name.unwrap_or(kind));
@@ -164,8 +165,9 @@ mod tests {
 
     #[test]
     fn filters_of_others_are_named_and_weirs_own_is_not() {
-        let filter = |kind: &str, name: Option<&str>| {
+        let filter = |minor: u16, kind: &str, name: Option<&str>| {
             let mut message = TcMessage::default();
+            message.header.handle = TcHandle { major: 0, minor };
             message.attributes.push(TcAttribute::Kind(kind.into()));
             if let Some(name) = name {
                 let option = TcOption::Bpf(TcFilterBpfOption::ProgName(name.into()));
@@ -174,15 +176,16 @@ mod tests {
             message
         };
         let messages = [
-            filter("bpf", None),
-            filter("bpf", Some("cil_to_netdev")),
-            filter("bpf", Some("weir_egress")),
-            filter("flower", None),
-            filter("flower", None),
+            filter(0, "bpf", None),
+            filter(1, "bpf", Some("cil_to_netdev")),
+            filter(1, "bpf", Some("weir_egress")),
+            filter(2, "bpf", None),
+            filter(1, "flower", None),
+            filter(2, "flower", None),
         ];
         assert_eq!(
             filter_names("clsact egress", &messages),
-            ["clsact egress: cil_to_netdev", "clsact egress: flower"]
+            ["clsact egress: cil_to_netdev", "clsact egress: bpf", "clsact egress: flower"]
         );
     }
 }

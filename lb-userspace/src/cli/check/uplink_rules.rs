@@ -25,36 +25,35 @@ const NATIVE: [&str; 31] = [
     "veth", "virtio_net",
 ];
 
-/// All findings about one uplink; only its absence where it is absent.
+/// All findings about one uplink; only why it can be none where it can be none.
 pub fn evaluate(uplink: &Uplink, facts: &Facts) -> Vec<Finding> {
-    let mut findings = match &uplink.link {
-        Link::Unknown => vec![Finding::unknown("link", "the list of interfaces")],
-        Link::Absent => vec![Finding::bad(
-            "link",
-            Level::Fail,
-            "there is no such interface",
-            "name one of those that `ip link` lists",
-        )],
-        Link::Present(link) => {
-            vec![state(&uplink.name, link), mtu(&uplink.name, link, facts.overhead), vlan(uplink, link)]
+    let name = &uplink.name;
+    let unusable = |message, fix| vec![Finding::bad("link", Level::Fail, message, fix)];
+    let findings = match &uplink.link {
+        Link::Absent => {
+            unusable("there is no such interface", "name one of those that `ip link` lists")
+        }
+        Link::Present(link) if !link.ethernet => unusable(
+            "not an Ethernet interface: next hops need MAC addresses",
+            "name the Ethernet interface below it",
+        ),
+        link => {
+            let mut findings = match link {
+                Link::Present(link) => {
+                    vec![state(name, link), mtu(name, link, facts.overhead), vlan(uplink, link)]
+                }
+                _ => vec![Finding::unknown("link", "the list of interfaces")],
+            };
+            let alone = facts.uplinks.len() == 1;
+            findings.extend([driver(uplink), rp_filter(uplink, alone), xdp(uplink), tc(uplink)]);
+            findings
         }
     };
-    if uplink.link != Link::Absent {
-        findings.extend([driver(uplink), rp_filter(uplink, facts.uplinks.len()), xdp(uplink), tc(uplink)]);
-    }
-    findings.into_iter().map(|finding| finding.about(&uplink.name)).collect()
+    findings.into_iter().map(|finding| finding.about(name)).collect()
 }
 
 fn state(name: &str, link: &LinkFacts) -> Finding {
     const CHECK: &str = "link";
-    if !link.ethernet {
-        return Finding::bad(
-            CHECK,
-            Level::Fail,
-            "not an Ethernet interface: next hops need MAC addresses",
-            "name the Ethernet interface below it",
-        );
-    }
     if !link.up {
         return Finding::bad(CHECK, Level::Fail, "is down", format!("ip link set {name} up"));
     }
@@ -115,7 +114,7 @@ fn driver(uplink: &Uplink) -> Finding {
     }
 }
 
-fn rp_filter(uplink: &Uplink, uplinks: usize) -> Finding {
+fn rp_filter(uplink: &Uplink, alone: bool) -> Finding {
     const CHECK: &str = "rp_filter";
     let name = &uplink.name;
     match uplink.rp_filter {
@@ -123,7 +122,7 @@ fn rp_filter(uplink: &Uplink, uplinks: usize) -> Finding {
         Some(1) => Finding::bad(
             CHECK,
             // With one uplink the way back to a client is nearly always the way it came.
-            if uplinks > 1 { Level::Fail } else { Level::Warn },
+            if alone { Level::Warn } else { Level::Fail },
             "1 (strict): a client's packet is dropped where this is not the route back to the client",
             format!(
                 "sysctl -w net.ipv4.conf.{name}.rp_filter=2 (the larger of this and \
