@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use futures::TryStreamExt;
 use netlink_packet_route::{
     link::{InfoData, InfoVeth, LinkAttribute, LinkMessage, LinkXdp, XdpAttached},
-    route::RouteNextHop,
+    route::{RouteNextHop, RouteScope},
 };
 use rtnetlink::{
     Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder, RouteNextHopBuilder,
@@ -92,7 +92,9 @@ impl Netlink {
 
     /// Sends `to` out of `name` without a gateway.
     pub async fn route_on_link(&self, (to, length): Prefix, name: &str) -> Result<()> {
-        let route = RouteMessageBuilder::<IpAddr>::new().destination_prefix(to, length)?.output_interface(index(name)?);
+        // Only a route of scope "link" may lead to the gateway of another.
+        let route = RouteMessageBuilder::<IpAddr>::new().scope(RouteScope::Link).output_interface(index(name)?);
+        let route = route.destination_prefix(to, length)?;
         self.0.route().add(route.build()).execute().await.with_context(|| format!("route {to}/{length} to {name}"))
     }
 
