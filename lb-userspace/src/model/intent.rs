@@ -18,6 +18,54 @@ pub struct Intent {
     pub frontends: BTreeMap<String, FrontendObject>,
 }
 
+/// A member of a pool as one of the frontend's ports sees it.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Member<'a> {
+    pub endpoint: SocketAddr,
+    pub weight: u16,
+    /// Name of its node.
+    pub node: &'a str,
+}
+
+impl Intent {
+    /// The pool of an object's address and port: its members of the address's family.
+    pub fn members<'a>(
+        &'a self,
+        object: &'a FrontendObject,
+        address: IpAddr,
+        port: &FrontendPort,
+    ) -> Vec<Member<'a>> {
+        match &object.pool {
+            Pool::Members(members) => members
+                .iter()
+                .filter(|member| member.address.is_ipv4() == address.is_ipv4())
+                .map(|member| Member {
+                    endpoint: SocketAddr::new(
+                        member.address,
+                        member.port.unwrap_or(port.target_port),
+                    ),
+                    weight: member.weight,
+                    node: &member.node,
+                })
+                .collect(),
+            Pool::Nodes { selector, weight } => self
+                .nodes
+                .values()
+                .filter(|node| selector.matches(&node.labels))
+                .filter_map(|node| {
+                    let endpoint = SocketAddr::new(node.address_like(address)?, port.target_port);
+                    Some(Member { endpoint, weight: *weight, node: &node.name })
+                })
+                .collect(),
+        }
+    }
+
+    /// Slots of an object's frontends.
+    pub fn slots(&self, object: &FrontendObject) -> u32 {
+        object.slots.unwrap_or(self.agent.default_slots)
+    }
+}
+
 /// Object of kind `Agent`: settings of this node's agent. A change of any of them needs a restart,
 /// except `default_slots`, which touches only frontends that are new.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -128,6 +176,13 @@ pub struct FrontendPort {
     pub protocol: Protocol,
     /// Port of members that name none.
     pub target_port: u16,
+}
+
+impl FrontendPort {
+    /// Whether `self` is the TCP side of the server that `udp` leads to.
+    pub fn same_server(&self, udp: &Self) -> bool {
+        self.protocol == Protocol::Tcp && self.target_port == udp.target_port
+    }
 }
 
 /// The backends behind a frontend, whatever their source.

@@ -2,11 +2,12 @@
 
 pub mod health;
 pub mod intent;
+pub mod seed;
 
 pub use health::{Health, Target, Verdicts};
 pub use intent::{
     AgentSettings, Check, CheckKind, Delivery, FrontendObject, FrontendPort, HttpCheck, Intent,
-    Limits, Node, Pool, PoolMember, Protocol, Selector,
+    Limits, Member, Node, Pool, PoolMember, Protocol, Selector,
 };
 
 /// Something that cannot be served as asked. It costs only its own object, and is shown in status.

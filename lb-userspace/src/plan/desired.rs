@@ -5,9 +5,13 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use lb_common::frontend::Endpoint;
+use lb_common::{abi::MAX_SLOTS, frontend::Endpoint, service::flags};
 
-use crate::model::{Intent, Problem, Verdicts};
+use super::elect::announcer;
+use crate::model::{
+    FrontendObject, FrontendPort, Intent, Member, Node, Problem, Protocol, Target, Verdicts,
+    intent::probe_address,
+};
 
 /// What a plan is made of.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +41,7 @@ pub struct Desired {
 pub struct FrontendKey {
     pub address: IpAddr,
     pub port: u16,
-    pub protocol: crate::model::Protocol,
+    pub protocol: Protocol,
 }
 
 impl FrontendKey {
@@ -67,7 +71,7 @@ pub struct DesiredBackend {
     /// Name of its node.
     pub node: String,
     /// Protocols it is reached by: entries of `LOCAL_BACKENDS` where it is local.
-    pub protocols: BTreeSet<crate::model::Protocol>,
+    pub protocols: BTreeSet<Protocol>,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -81,3 +85,173 @@ pub struct DesiredVip {
 pub struct DesiredNode {
     pub addresses: Vec<IpAddr>,
 }
+
+/// What this node should forward and announce. Same inputs, same output, same order; the order in
+/// which objects came does not matter.
+///
+/// An object that cannot be served as asked becomes a [`Problem`] and costs only itself: of two that
+/// claim the same frontend the first by name has it.
+pub fn desired(inputs: &Inputs<'_>) -> Desired {
+    let nodes = inputs.intent.nodes.values().map(|node| {
+        (node.name.clone(), DesiredNode { addresses: node.addresses.clone() })
+    });
+    let mut plan = Desired { nodes: nodes.collect(), ..Desired::default() };
+    for object in inputs.intent.frontends.values() {
+        add_object(&mut plan, inputs, object);
+    }
+    plan.problems.sort();
+    plan.problems.dedup();
+    plan
+}
+
+/// Everything that health must probe, each target once.
+pub fn targets(intent: &Intent) -> BTreeSet<Target> {
+    let mut targets = BTreeSet::new();
+    for object in intent.frontends.values() {
+        for (address, port) in frontends_of(object) {
+            for member in intent.members(object, address, port) {
+                targets.extend(target(object, port, member.endpoint));
+            }
+        }
+    }
+    targets
+}
+
+fn frontends_of(object: &FrontendObject) -> impl Iterator<Item = (IpAddr, &FrontendPort)> {
+    let of_address = |address: &IpAddr| {
+        let address = *address;
+        object.ports.iter().map(move |port| (address, port))
+    };
+    object.addresses.iter().flat_map(of_address)
+}
+
+/// How a backend is probed for a port. Nothing tells whether a UDP server serves, unless the check
+/// has a port of its own or the same server is reached by TCP too.
+fn target(object: &FrontendObject, port: &FrontendPort, backend: SocketAddr) -> Option<Target> {
+    let check = object.check.as_ref()?;
+    let asked = port.protocol == Protocol::Tcp
+        || check.port.is_some()
+        || object.ports.iter().any(|tcp| tcp.same_server(port));
+    asked.then(|| Target { address: probe_address(backend, check), check: check.clone() })
+}
+
+fn add_object(plan: &mut Desired, inputs: &Inputs<'_>, object: &FrontendObject) {
+    let slots = inputs.intent.slots(object);
+    let mut problem = |message: String| {
+        plan.problems.push(Problem { object: format!("Frontend/{}", object.name), message });
+    };
+    if !(1..=MAX_SLOTS).contains(&slots) {
+        return problem(format!("{slots} slots; allowed: 1 to {MAX_SLOTS} (spec.slots)"));
+    }
+    let flags = if object.client_affinity { flags::CLIENT_AFFINITY } else { 0 };
+    for (address, port) in frontends_of(object) {
+        let key = FrontendKey { address, port: port.port, protocol: port.protocol };
+        let shown = format!("{address} port {}/{}", port.port, port.protocol);
+        if let Some(other) = plan.frontends.get(&key) {
+            problem(format!("Frontend/{} has {shown} already", other.object));
+            continue;
+        }
+        if let Some(owner) = host_of(inputs.intent, address) {
+            problem(format!("{address} is Node/{}'s own address; choose one no host owns", owner.name));
+            continue;
+        }
+        let mut owners = BTreeMap::new();
+        for member in inputs.intent.members(object, address, port) {
+            if let Err(message) = add_backend(&mut plan.backends, inputs, &member, port.protocol) {
+                problem(message);
+                continue;
+            }
+            if may_own(inputs, object, port, &member) {
+                owners.insert(member.endpoint, member.weight);
+            }
+        }
+        let most = max_owners(slots);
+        if owners.len() > most {
+            problem(format!(
+                "{} backends serve {shown}, but of {slots} slots at most {most} of them get any: \
+                 raise spec.slots of a new frontend, or defaultSlots before it is made",
+                owners.len()
+            ));
+        }
+        let object_name = object.name.clone();
+        plan.frontends.insert(key, DesiredFrontend { object: object_name, slots, owners, flags });
+        add_vip(&mut plan.vips, inputs, address, object.echo);
+    }
+}
+
+/// Backends that own slots in a table: the best ranked of more.
+pub fn max_owners(slots: u32) -> usize {
+    (slots / 20).max(1) as usize
+}
+
+fn host_of(intent: &Intent, address: IpAddr) -> Option<&Node> {
+    intent.nodes.values().find(|node| node.addresses.contains(&address))
+}
+
+/// Whether new flows may go to a member: its node lives and no probe says that it is down.
+fn may_own(
+    inputs: &Inputs<'_>,
+    object: &FrontendObject,
+    port: &FrontendPort,
+    member: &Member<'_>,
+) -> bool {
+    let down = || {
+        let verdict = target(object, port, member.endpoint)
+            .and_then(|target| inputs.verdicts.get(&target));
+        verdict.is_some_and(|health| !health.serves())
+    };
+    member.weight > 0 && is_alive(inputs, member.node) && !down()
+}
+
+fn is_alive(inputs: &Inputs<'_>, node: &str) -> bool {
+    node == inputs.intent.agent.node || inputs.alive.contains(node)
+}
+
+fn add_backend(
+    backends: &mut BTreeMap<SocketAddr, DesiredBackend>,
+    inputs: &Inputs<'_>,
+    member: &Member<'_>,
+    protocol: Protocol,
+) -> Result<(), String> {
+    if !inputs.intent.nodes.contains_key(member.node) {
+        return Err(format!(
+            "member {} is on node `{}`, which no Node object describes",
+            member.endpoint, member.node
+        ));
+    }
+    let backend = backends.entry(member.endpoint).or_insert_with(|| DesiredBackend {
+        node: member.node.to_owned(),
+        protocols: BTreeSet::new(),
+    });
+    if backend.node != member.node {
+        return Err(format!(
+            "member {} is on node `{}` here, but on `{}` elsewhere",
+            member.endpoint, member.node, backend.node
+        ));
+    }
+    backend.protocols.insert(protocol);
+    Ok(())
+}
+
+/// Of living nodes, preferably those that have an address of the VIP's family.
+fn add_vip(
+    vips: &mut BTreeMap<IpAddr, DesiredVip>,
+    inputs: &Inputs<'_>,
+    vip: IpAddr,
+    echo: bool,
+) {
+    if let Some(known) = vips.get_mut(&vip) {
+        known.echo |= echo;
+        return;
+    }
+    let agent = &inputs.intent.agent;
+    let alive = || inputs.intent.nodes.values().filter(|node| is_alive(inputs, &node.name));
+    let same_family = alive().filter(|node| node.address_like(vip).is_some());
+    let elected = announcer(&agent.seed, vip, same_family.map(|node| node.name.as_str()))
+        .or_else(|| announcer(&agent.seed, vip, alive().map(|node| node.name.as_str())));
+    let announcer = elected.unwrap_or(&agent.node).to_owned();
+    vips.insert(vip, DesiredVip { announcer, echo });
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,5 +2,8 @@
 //! I/O, no log.
 
 pub mod desired;
+pub mod elect;
 
-pub use desired::{Desired, DesiredBackend, DesiredFrontend, DesiredNode, DesiredVip, Inputs};
+pub use desired::{
+    Desired, DesiredBackend, DesiredFrontend, DesiredNode, DesiredVip, Inputs, desired, targets,
+};
