@@ -1,0 +1,264 @@
+//! The configuration file as a source: publishes its [`Intent`], again whenever the file changes.
+//!
+//! A file that is bad, or that asks for what a running agent cannot change, never replaces the
+//! state before it: the old one stays in force as a whole, and the log and [`SourceStatus`] say so
+//! until the file is right.
+//!
+//! The file's text itself is compared, so it does not matter how it is replaced: in place, by
+//! rename, or by the symbolic links of a ConfigMap.
+
+use std::{collections::BTreeMap, future, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+    time::{MissedTickBehavior, interval},
+};
+use tracing::{error, info, warn};
+
+use crate::{
+    config::{self, ConfigErrors, Overrides},
+    model::{AgentSettings, Intent, Protocol},
+};
+
+/// How often the file is looked at. A change counts once it was seen twice: a file that is being
+/// written may by chance be valid halfway.
+pub const POLL_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What status shows of the file.
+#[derive(Clone, Debug, Eq, PartialEq, serde::Serialize)]
+pub struct SourceStatus {
+    /// What is in force is what the file says.
+    pub ok: bool,
+    /// Why not, one sentence each.
+    pub problems: Vec<String>,
+    /// When the state in force was read.
+    pub loaded_at: std::time::SystemTime,
+}
+
+/// Watches one file. The agent opens it, takes the receivers and then runs it.
+#[derive(Debug)]
+pub struct FileSource {
+    path: PathBuf,
+    overrides: Overrides,
+    clock: fn() -> std::time::SystemTime,
+    /// The text that was judged last, or why it could not be read.
+    judged: Result<String, ConfigErrors>,
+    /// Seen once, and not judged yet.
+    fresh: Option<Result<String, ConfigErrors>>,
+    intent: watch::Sender<Arc<Intent>>,
+    status: watch::Sender<SourceStatus>,
+}
+
+impl FileSource {
+    /// Reads the file for the first time. `clock` is asked for `loaded_at`.
+    ///
+    /// # Errors
+    /// Every problem of the file: an agent without any state has nothing to keep.
+    pub fn open(
+        path: PathBuf,
+        overrides: Overrides,
+        clock: fn() -> std::time::SystemTime,
+    ) -> Result<Self, ConfigErrors> {
+        let text = config::read_text(&path)?;
+        let intent = config::parse(&path, &text, &overrides)?;
+        let status = SourceStatus { ok: true, problems: Vec::new(), loaded_at: clock() };
+        Ok(Self {
+            path,
+            overrides,
+            clock,
+            judged: Ok(text),
+            fresh: None,
+            intent: watch::Sender::new(Arc::new(intent)),
+            status: watch::Sender::new(status),
+        })
+    }
+
+    pub fn intent(&self) -> watch::Receiver<Arc<Intent>> {
+        self.intent.subscribe()
+    }
+
+    pub fn status(&self) -> watch::Receiver<SourceStatus> {
+        self.status.subscribe()
+    }
+
+    /// Watches for ever: every [`POLL_INTERVAL`], and at once on SIGHUP. Ends only by being dropped.
+    pub async fn run(mut self) {
+        let mut hangups = match signal(SignalKind::hangup()) {
+            Ok(signal) => Some(signal),
+            Err(error) => {
+                warn!(%error, "SIGHUP will not reload the configuration");
+                None
+            }
+        };
+        let mut ticks = interval(POLL_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => self.poll(),
+                () = hangup(&mut hangups) => self.reload(),
+            }
+        }
+    }
+
+    /// One look at the file; judges a change that it sees for the second time.
+    pub fn poll(&mut self) {
+        let text = config::read_text(&self.path);
+        if text == self.judged {
+            self.fresh = None;
+        } else if self.fresh.as_ref() == Some(&text) {
+            self.judge(text);
+        } else {
+            self.fresh = Some(text);
+        }
+    }
+
+    /// Judges the file as it is now, changed or not.
+    pub fn reload(&mut self) {
+        self.judge(config::read_text(&self.path));
+    }
+
+    fn judge(&mut self, text: Result<String, ConfigErrors>) {
+        self.fresh = None;
+        let read = match &text {
+            Ok(text) => config::parse(&self.path, text, &self.overrides),
+            Err(errors) => Err(errors.clone()),
+        };
+        self.judged = text;
+        let old = self.intent.borrow().clone();
+        let succeeded = read
+            .map_err(|errors| errors.lines().collect())
+            .and_then(|new| succeed(&old, new).map_err(|problems| self.named(problems)));
+        match succeeded {
+            Ok((intent, restarts)) => {
+                let problems = self.named(restarts);
+                for problem in &problems {
+                    warn!(%problem, "part of the new configuration is not in force");
+                }
+                let changed = *old != intent;
+                info!(file = %self.path.display(), changed, "configuration loaded");
+                if changed {
+                    self.intent.send_replace(Arc::new(intent));
+                }
+                let ok = problems.is_empty();
+                let loaded_at = (self.clock)();
+                self.status.send_replace(SourceStatus { ok, problems, loaded_at });
+            }
+            Err(problems) => {
+                for problem in &problems {
+                    error!(%problem, "the new configuration is refused; the former stays in force");
+                }
+                self.status.send_modify(|status| {
+                    status.ok = false;
+                    status.problems = problems;
+                });
+            }
+        }
+    }
+
+    fn named(&self, problems: Vec<String>) -> Vec<String> {
+        problems.iter().map(|problem| format!("{}: {problem}", self.path.display())).collect()
+    }
+}
+
+async fn hangup(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => match signal.recv().await {
+            Some(()) => (),
+            None => future::pending().await,
+        },
+        None => future::pending().await,
+    }
+}
+
+/// What follows the state in force when a valid new one comes: the state to publish, and what of it
+/// waits for a restart.
+///
+/// # Errors
+/// What a running agent cannot do at all; then nothing of the new state is taken.
+fn succeed(old: &Intent, mut new: Intent) -> Result<(Intent, Vec<String>), Vec<String>> {
+    keep_slots(old, &mut new)?;
+    let restarts = changed_settings(&old.agent, &new.agent)
+        .into_iter()
+        .map(|field| {
+            format!("Agent spec.{field} changed, which needs a restart; the former value is in force")
+        })
+        .collect();
+    // Only `default_slots` may change while the agent runs.
+    new.agent = AgentSettings { default_slots: new.agent.default_slots, ..old.agent.clone() };
+    Ok((new, restarts))
+}
+
+/// A frontend's slots are fixed for its life: those that exist and name none keep what they have,
+/// whatever the default is now.
+fn keep_slots(old: &Intent, new: &mut Intent) -> Result<(), Vec<String>> {
+    let mut known: BTreeMap<_, u32> = BTreeMap::new();
+    for object in old.frontends.values() {
+        known.extend(keys(object).map(|key| (key, old.slots(object))));
+    }
+    let mut problems = Vec::new();
+    let default = new.agent.default_slots;
+    for object in new.frontends.values_mut() {
+        let mut kept: Vec<u32> = keys(object).filter_map(|key| known.get(&key).copied()).collect();
+        kept.sort_unstable();
+        kept.dedup();
+        let wanted = object.slots.or(kept.first().copied()).unwrap_or(default);
+        match kept.iter().find(|slots| **slots != wanted) {
+            Some(had) => problems.push(format!(
+                "Frontend/{} spec.slots: {wanted} slots instead of {had}; the number is fixed for \
+                 a frontend's life: put it back, or remove the frontend and make it anew",
+                object.name
+            )),
+            None if !kept.is_empty() => object.slots = Some(wanted),
+            None => {}
+        }
+    }
+    if problems.is_empty() { Ok(()) } else { Err(problems) }
+}
+
+fn keys(
+    object: &crate::model::FrontendObject,
+) -> impl Iterator<Item = (std::net::IpAddr, u16, Protocol)> {
+    object.addresses.iter().flat_map(|address| {
+        object.ports.iter().map(|port| (*address, port.port, port.protocol))
+    })
+}
+
+/// Names, as in the file, of the settings that differ and need a restart.
+fn changed_settings(old: &AgentSettings, new: &AgentSettings) -> Vec<&'static str> {
+    // Taken apart, so that a new setting cannot be forgotten here.
+    let AgentSettings {
+        node,
+        uplinks,
+        egress_devices,
+        tunnel_port,
+        vni,
+        seed,
+        default_slots: _,
+        pin_dir,
+        state_dir,
+        limits,
+        peer_interval,
+        peer_fall,
+        peer_rise,
+    } = new;
+    let peers = (peer_interval, peer_fall, peer_rise);
+    [
+        ("node", *node != old.node),
+        ("uplinks", *uplinks != old.uplinks),
+        ("egressDevices", *egress_devices != old.egress_devices),
+        ("tunnelPort", *tunnel_port != old.tunnel_port),
+        ("vni", *vni != old.vni),
+        ("seed", *seed != old.seed),
+        ("pinDir", *pin_dir != old.pin_dir),
+        ("stateDir", *state_dir != old.state_dir),
+        ("limits", *limits != old.limits),
+        ("peers", peers != (&old.peer_interval, &old.peer_fall, &old.peer_rise)),
+    ]
+    .into_iter()
+    .filter_map(|(name, changed)| changed.then_some(name))
+    .collect()
+}
+
+#[cfg(test)]
+mod tests;
