@@ -6,10 +6,20 @@ use std::path::PathBuf;
 /// All that the rules judge.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
+    /// None: no file was named.
+    pub config: Option<Config>,
     pub host: Host,
     pub uplinks: Vec<Uplink>,
     /// Bytes that the tunnel adds, for the wider of the families that the nodes use.
     pub overhead: u32,
+}
+
+/// What became of the configuration file.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Config {
+    Valid { frontends: usize, nodes: usize },
+    /// One line per problem, with its place.
+    Refused(Vec<String>),
 }
 
 #[derive(Clone, Debug, Default)]

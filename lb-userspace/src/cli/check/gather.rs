@@ -1,27 +1,51 @@
 //! Looks at this machine. Every look that fails is `None`: a container that hides something must not
 //! stop the rest. Changes nothing.
 
-use std::{fs, path::Path, str::FromStr};
+use std::{fs, net::IpAddr, path::Path, str::FromStr};
 
-use lb_common::wire::geneve::OVERHEAD_V6;
+use lb_common::wire::geneve::{OVERHEAD_V4, OVERHEAD_V6};
 
 use super::{
     CheckArgs,
-    facts::{Conntrack, Facts, Host, Link, Uplink},
+    facts::{Config, Conntrack, Facts, Host, Link, Uplink},
     links, nic,
 };
-use crate::{cli::args::Dirs, dataplane::inspect};
+use crate::{
+    cli::args::Dirs,
+    config::{self, Overrides},
+    dataplane::inspect,
+};
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
-/// # Errors
-/// Only those of the configuration file.
-pub fn gather(args: &CheckArgs, dirs: &Dirs) -> anyhow::Result<Facts> {
-    let uplinks = args.uplinks.clone();
-    let overhead = OVERHEAD_V6;
-    let pin_dir = dirs.pin_dir().to_owned();
-    Ok(Facts { host: host(&pin_dir), uplinks: uplink_facts(&uplinks), overhead })
+pub fn gather(args: &CheckArgs, dirs: &Dirs) -> Facts {
+    let mut facts = Facts { overhead: OVERHEAD_V6, ..Default::default() };
+    let mut uplinks = args.uplinks.clone();
+    let mut pin_dir = dirs.pin_dir().to_owned();
+    if let Some(path) = &args.config {
+        let overrides = Overrides {
+            node: args.node.clone(),
+            pin_dir: dirs.pin_dir.clone(),
+            state_dir: dirs.state_dir.clone(),
+        };
+        facts.config = Some(match config::load(path, &overrides) {
+            Err(errors) => Config::Refused(errors.lines().collect()),
+            Ok(intent) => {
+                // A node's first address is the one that the tunnel takes.
+                let mut outer = intent.nodes.values().filter_map(|node| node.addresses.first());
+                facts.overhead = if outer.any(IpAddr::is_ipv6) { OVERHEAD_V6 } else { OVERHEAD_V4 };
+                pin_dir.clone_from(&intent.agent.pin_dir);
+                uplinks.extend(intent.agent.uplinks);
+                Config::Valid { frontends: intent.frontends.len(), nodes: intent.nodes.len() }
+            }
+        });
+    }
+    uplinks.sort();
+    uplinks.dedup();
+    facts.host = host(&pin_dir);
+    facts.uplinks = uplink_facts(&uplinks);
+    facts
 }
 
 fn host(pin_dir: &Path) -> Host {

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::facts::{Facts, Host};
+use super::facts::{Config, Conntrack, Facts, Host};
 
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -79,7 +79,8 @@ const CONNTRACK_PERCENT: u64 = 80;
 /// Everything, in the order in which it is best read.
 pub fn evaluate(facts: &Facts) -> Vec<Finding> {
     let host = &facts.host;
-    let mut findings = vec![
+    let mut findings: Vec<_> = facts.config.iter().flat_map(config).collect();
+    findings.extend([
         kernel(host),
         btf(host),
         capabilities(host),
@@ -91,11 +92,25 @@ pub fn evaluate(facts: &Facts) -> Vec<Finding> {
         conntrack_loose(host),
         clock(host),
         open_files(host),
-    ];
+    ]);
     for uplink in &facts.uplinks {
         findings.extend(super::uplink_rules::evaluate(uplink, facts));
     }
     findings
+}
+
+fn config(config: &Config) -> Vec<Finding> {
+    const CHECK: &str = "config";
+    match config {
+        Config::Valid { frontends, nodes } => {
+            let objects = format!("valid: {frontends} Frontend and {nodes} Node objects");
+            vec![Finding::ok(CHECK, objects)]
+        }
+        Config::Refused(problems) => problems
+            .iter()
+            .map(|problem| Finding::bad(CHECK, Level::Fail, problem, "mend the file; a running agent keeps the last valid one"))
+            .collect(),
+    }
 }
 
 /// `6.18.2-cloud` → (6, 18).
@@ -218,8 +233,8 @@ fn conntrack_size(host: &Host) -> Finding {
     const CHECK: &str = "conntrack_size";
     match host.conntrack {
         None => Finding::unknown(CHECK, "net.netfilter.nf_conntrack_max"),
-        Some(super::facts::Conntrack::Absent) => Finding::ok(CHECK, "nf_conntrack is not loaded"),
-        Some(super::facts::Conntrack::Present { count, max, .. }) => {
+        Some(Conntrack::Absent) => Finding::ok(CHECK, "nf_conntrack is not loaded"),
+        Some(Conntrack::Present { count, max, .. }) => {
             let full = max > 0 && count.saturating_mul(100) >= max.saturating_mul(CONNTRACK_PERCENT);
             if !full {
                 return Finding::ok(CHECK, format!("{count} of {max} entries"));
@@ -237,14 +252,14 @@ fn conntrack_size(host: &Host) -> Finding {
 fn conntrack_loose(host: &Host) -> Finding {
     const CHECK: &str = "conntrack_loose";
     match host.conntrack {
-        Some(super::facts::Conntrack::Absent) => Finding::ok(CHECK, "nf_conntrack is not loaded"),
-        Some(super::facts::Conntrack::Present { loose: Some(0), .. }) => Finding::bad(
+        Some(Conntrack::Absent) => Finding::ok(CHECK, "nf_conntrack is not loaded"),
+        Some(Conntrack::Present { loose: Some(0), .. }) => Finding::bad(
             CHECK,
             Level::Warn,
             "nf_conntrack_tcp_loose is 0: connections that conntrack meets halfway count as invalid",
             "sysctl -w net.netfilter.nf_conntrack_tcp_loose=1",
         ),
-        Some(super::facts::Conntrack::Present { loose: Some(_), .. }) => {
+        Some(Conntrack::Present { loose: Some(_), .. }) => {
             Finding::ok(CHECK, "connections are picked up halfway")
         }
         _ => Finding::unknown(CHECK, "net.netfilter.nf_conntrack_tcp_loose"),

@@ -2,7 +2,7 @@
 
 use super::{
     Report,
-    facts::{Conntrack, Facts, Host, Link, LinkFacts, Uplink},
+    facts::{Config, Conntrack, Facts, Host, Link, LinkFacts, Uplink},
     rules::{Level, evaluate},
 };
 use crate::cli::{args::Format, output::render};
@@ -10,6 +10,7 @@ use crate::cli::{args::Format, output::render};
 /// A machine on which all is well.
 fn good() -> Facts {
     Facts {
+        config: Some(Config::Valid { frontends: 2, nodes: 6 }),
         host: Host {
             release: Some("6.18.2-cloud".into()),
             btf: Some(true),
@@ -60,6 +61,13 @@ fn a_good_machine_has_no_complaint() {
 fn what_the_host_lacks_is_said_with_its_fix() {
     use Level::{Fail, Warn};
     check(&[
+        Case {
+            name: "configuration refused, every problem by itself",
+            change: |facts| {
+                facts.config = Some(Config::Refused(vec!["f:3:1: port".into(), "f:9:1: name".into()]));
+            },
+            expect: &[("config", Fail, "f:3:1"), ("config", Fail, "f:9:1")],
+        },
         Case {
             name: "kernel before 5.15",
             change: |facts| facts.host.release = Some("5.10.0-9-amd64".into()),
@@ -255,7 +263,7 @@ fn the_answer_exists_for_people_and_for_programs() {
     let report = Report::new(evaluate(&facts));
     let text = render(&report, Format::Table).unwrap();
     assert!(text.contains("fail    eth0 xdp          taken by xdp_root"), "{text}");
-    assert!(text.ends_with("\n17 ok, 0 warnings, 1 failures, 0 unknown\n"), "{text}");
+    assert!(text.ends_with("\n18 ok, 0 warnings, 1 failures, 0 unknown\n"), "{text}");
     let json: serde_json::Value =
         serde_json::from_str(&render(&report, Format::Json).unwrap()).unwrap();
     assert_eq!((&json["schema"], &json["ok"]), (&"weir.check/v1".into(), &false.into()));
