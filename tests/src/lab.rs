@@ -34,13 +34,16 @@ mod host;
 mod namespace;
 mod netlink;
 mod topology;
+mod wait;
 
 pub use capture::{Capture, Frame};
 pub use device::{
-    GENERIC_SEGMENTATION, Gate, Offload, TCP_SEGMENTATION, TX_CHECKSUM, UNFINISHED_FRAMES, Verdict, offload_is_on,
+    GENERIC_SEGMENTATION, Gate, Offload, TCP_SEGMENTATION, TX_CHECKSUM, UNFINISHED_FRAMES, Verdict,
+    offload_is_on,
 };
 pub use host::{Forwarding, Host, Process};
 pub use namespace::Namespace;
 pub use netlink::{Netlink, Prefix, default_route, host_route};
 pub use netlink_packet_route::link::XdpAttached;
 pub use topology::{Lab, LabBuilder, Node, UPLINK};
+pub use wait::eventually;

@@ -48,7 +48,9 @@ impl From<io::Error> for Failure {
             Kind::TimedOut | Kind::WouldBlock => Self::Timeout,
             Kind::ConnectionRefused => Self::Refused,
             Kind::ConnectionReset | Kind::ConnectionAborted | Kind::BrokenPipe => Self::Reset,
-            Kind::HostUnreachable | Kind::NetworkUnreachable | Kind::NetworkDown => Self::Unreachable,
+            Kind::HostUnreachable | Kind::NetworkUnreachable | Kind::NetworkDown => {
+                Self::Unreachable
+            }
             Kind::UnexpectedEof => Self::Closed,
             _ => Self::Other(error.to_string()),
         }
@@ -83,7 +85,11 @@ impl Deadline {
     /// What is left; never zero.
     pub(crate) fn left(self) -> Result<Duration, Failure> {
         let left = self.0.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(Failure::Timeout) } else { Ok(left) }
+        if left.is_zero() {
+            Err(Failure::Timeout)
+        } else {
+            Ok(left)
+        }
     }
 
     pub(crate) fn connect(self, to: SocketAddr) -> Result<TcpStream, Failure> {

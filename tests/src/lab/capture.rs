@@ -58,7 +58,8 @@ pub struct Frame {
 }
 
 impl Capture {
-    pub(super) fn start(namespace: &Namespace, device: &str) -> Result<Self> {
+    /// Records `device` of `namespace` from now on.
+    pub fn start(namespace: &Namespace, device: &str) -> Result<Self> {
         let mut socket = namespace.run(|| open(device))?;
         let shared = Arc::new(Shared::default());
         let theirs = Arc::clone(&shared);
@@ -76,8 +77,13 @@ impl Capture {
                 }
             }
         };
-        let thread = std::thread::Builder::new().name("lab-capture".into()).spawn(record)?;
-        Ok(Self { shared, thread: Some(thread) })
+        let thread = std::thread::Builder::new()
+            .name("lab-capture".into())
+            .spawn(record)?;
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+        })
     }
 
     /// What was seen so far, oldest first.
@@ -100,7 +106,12 @@ impl Capture {
         for frame in self.frames() {
             let since = frame.at.duration_since(UNIX_EPOCH).unwrap_or_default();
             let lengths = [frame.bytes.len() as u32, frame.length as u32];
-            for word in [since.as_secs() as u32, since.subsec_micros(), lengths[0], lengths[1]] {
+            for word in [
+                since.as_secs() as u32,
+                since.subsec_micros(),
+                lengths[0],
+                lengths[1],
+            ] {
                 file.write_all(&word.to_le_bytes())?;
             }
             file.write_all(&frame.bytes)?;
@@ -132,12 +143,19 @@ impl Kept {
             self.forgotten += 1;
         }
         let bytes = frame[..frame.len().min(SNAP_LENGTH)].to_vec();
-        self.frames.push_back(Frame { at: SystemTime::now(), bytes, length: frame.len() });
+        self.frames.push_back(Frame {
+            at: SystemTime::now(),
+            bytes,
+            length: frame.len(),
+        });
     }
 }
 
 fn wait_on(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::NetworkDown)
+    matches!(
+        error.kind(),
+        ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::NetworkDown
+    )
 }
 
 /// A packet socket bound to one device of the calling thread's network.

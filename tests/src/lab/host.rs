@@ -45,10 +45,25 @@ pub enum Forwarding {
 impl Host {
     /// A machine with a loopback device and no other. The addresses are what it will be known by; whoever adds the device
     /// sets them.
-    pub(super) fn new(name: &str, v4: Ipv4Addr, v6: Ipv6Addr, forwarding: Forwarding) -> Result<Self> {
+    pub(super) fn new(
+        name: &str,
+        v4: Ipv4Addr,
+        v6: Ipv6Addr,
+        forwarding: Forwarding,
+    ) -> Result<Self> {
         let namespace = Namespace::new(name).with_context(|| format!("make host {name}"))?;
-        let host = Self { name: name.to_owned(), namespace, v4, v6, processes: Mutex::default() };
-        let on = if forwarding == Forwarding::On { "1" } else { "0" };
+        let host = Self {
+            name: name.to_owned(),
+            namespace,
+            v4,
+            v6,
+            processes: Mutex::default(),
+        };
+        let on = if forwarding == Forwarding::On {
+            "1"
+        } else {
+            "0"
+        };
         // First of all: switching forwarding resets other settings of IPv4.
         host.sysctl("net/ipv4/ip_forward", on)?;
         host.sysctl("net/ipv6/conf/all/forwarding", on)?;
@@ -110,7 +125,10 @@ impl Host {
     pub fn start(&self, command: Command) -> Result<Process> {
         let what = format!("start {:?} on {}", command.get_program(), self.name);
         let child = self.namespace.start(command).context(what)?;
-        let process = Process { id: child.id(), child: Arc::new(Mutex::new(child)) };
+        let process = Process {
+            id: child.id(),
+            child: Arc::new(Mutex::new(child)),
+        };
         self.processes().push(process.clone());
         Ok(process)
     }
@@ -122,7 +140,9 @@ impl Host {
     }
 
     fn processes(&self) -> MutexGuard<'_, Vec<Process>> {
-        self.processes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.processes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A directory for the host's files that ends with the lab; it survives power-off. Valid from every process and thread.
@@ -173,10 +193,14 @@ impl Host {
 
     /// Starts to record what passes a device, both ways. See [`Capture`].
     pub fn capture(&self, device: &str) -> Result<Capture> {
-        Capture::start(&self.namespace, device).with_context(|| format!("capture on {} of {}", device, self.name))
+        Capture::start(&self.namespace, device)
+            .with_context(|| format!("capture on {} of {}", device, self.name))
     }
 
-    pub(super) fn netlink<T: Send>(&self, work: impl AsyncFnOnce(&Netlink) -> Result<T> + Send) -> Result<T> {
+    pub(super) fn netlink<T: Send>(
+        &self,
+        work: impl AsyncFnOnce(&Netlink) -> Result<T> + Send,
+    ) -> Result<T> {
         Netlink::with(&self.namespace, work).with_context(|| format!("host {}", self.name))
     }
 }
@@ -203,8 +227,12 @@ impl Process {
     /// Kills the process (SIGKILL) and waits until it is gone. Nothing happens to one that has ended.
     pub fn kill(&self) -> Result<()> {
         let mut child = self.child();
-        child.kill().with_context(|| format!("kill process {}", self.id))?;
-        child.wait().with_context(|| format!("wait for process {}", self.id))?;
+        child
+            .kill()
+            .with_context(|| format!("kill process {}", self.id))?;
+        child
+            .wait()
+            .with_context(|| format!("wait for process {}", self.id))?;
         Ok(())
     }
 
@@ -213,7 +241,8 @@ impl Process {
         // As long as the child is not waited for, its id belongs to nobody else.
         let mut child = self.child();
         anyhow::ensure!(child.try_wait()?.is_none(), "process {} has ended", self.id);
-        kill(Pid::from_raw(self.id as i32), signal).with_context(|| format!("send {signal} to {}", self.id))
+        kill(Pid::from_raw(self.id as i32), signal)
+            .with_context(|| format!("send {signal} to {}", self.id))
     }
 
     pub fn is_running(&self) -> Result<bool> {

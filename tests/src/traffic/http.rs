@@ -37,7 +37,11 @@ struct Shared {
 impl HttpServer {
     /// Listens on `port` (0: any free one) of every address of `host`.
     pub fn start(host: &Host, name: &str, port: u16) -> Result<Self> {
-        let shared = Arc::new(Shared { name: name.into(), status: 200.into(), answered: 0.into() });
+        let shared = Arc::new(Shared {
+            name: name.into(),
+            status: 200.into(),
+            answered: 0.into(),
+        });
         let theirs = Arc::clone(&shared);
         let server = Server::tcp(host, port, move |stream| serve(stream, Arc::clone(&theirs)))?;
         Ok(Self { server, shared })
@@ -65,7 +69,8 @@ async fn serve(mut stream: tokio::net::TcpStream, shared: Arc<Shared>) -> std::i
         while let Some(end) = find(&heard, END_OF_HEAD) {
             let head = String::from_utf8_lossy(&heard[..end]).to_ascii_lowercase();
             heard.drain(..end + END_OF_HEAD.len());
-            let close = head.contains("connection: close") || head.lines().next().is_some_and(|l| l.ends_with("/1.0"));
+            let close = head.contains("connection: close")
+                || head.lines().next().is_some_and(|l| l.ends_with("/1.0"));
             let (name, status) = (&shared.name, shared.status.load(Ordering::Relaxed));
             let connection = if close { "close" } else { "keep-alive" };
             let body = if head.starts_with("head ") { "" } else { name };
@@ -104,7 +109,10 @@ impl Reply {
     /// The server's name, if it answered with 200.
     pub fn server(&self) -> Result<&str, Failure> {
         match &self.outcome {
-            Ok(Answer { status: 200, server }) => Ok(server),
+            Ok(Answer {
+                status: 200,
+                server,
+            }) => Ok(server),
             Ok(Answer { status, .. }) => Err(Failure::Wrong(format!("status {status}"))),
             Err(failure) => Err(failure.clone()),
         }
@@ -115,8 +123,13 @@ impl Reply {
 pub fn get(to: SocketAddr, timeout: Duration) -> Reply {
     let started = Instant::now();
     let deadline = Deadline::after(timeout);
-    let outcome = deadline.connect(to).and_then(|stream| Connection { stream }.exchange("close", deadline));
-    Reply { outcome, took: started.elapsed() }
+    let outcome = deadline
+        .connect(to)
+        .and_then(|stream| Connection { stream }.exchange("close", deadline));
+    Reply {
+        outcome,
+        took: started.elapsed(),
+    }
 }
 
 /// A connection that stays open: later requests find out whether it still leads to the same server.
@@ -126,7 +139,9 @@ pub struct Connection {
 
 impl Connection {
     pub fn open(to: SocketAddr, timeout: Duration) -> Result<Self, Failure> {
-        Ok(Self { stream: Deadline::after(timeout).connect(to)? })
+        Ok(Self {
+            stream: Deadline::after(timeout).connect(to)?,
+        })
     }
 
     /// One more request over this connection. After a failure it is of no more use.
@@ -163,14 +178,25 @@ impl Connection {
 
 /// The answer at the start of `heard`; None: not all of it is there.
 fn parse(heard: &[u8]) -> Result<Option<Answer>, Failure> {
-    let Some(end) = find(heard, END_OF_HEAD) else { return Ok(None) };
+    let Some(end) = find(heard, END_OF_HEAD) else {
+        return Ok(None);
+    };
     let head = String::from_utf8_lossy(&heard[..end]);
     let wrong = || Failure::Wrong(head.chars().take(80).collect());
-    let status = head.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)).and_then(|code| code.parse().ok());
-    let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")).and_then(|n| n.parse().ok());
+    let status = head
+        .strip_prefix("HTTP/1.1 ")
+        .and_then(|rest| rest.get(..3))
+        .and_then(|code| code.parse().ok());
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("Content-Length: "))
+        .and_then(|n| n.parse().ok());
     let (status, length): (u16, usize) = status.zip(length).ok_or_else(wrong)?;
     let body = &heard[end + END_OF_HEAD.len()..];
-    Ok((body.len() >= length).then(|| Answer { status, server: String::from_utf8_lossy(&body[..length]).into_owned() }))
+    Ok((body.len() >= length).then(|| Answer {
+        status,
+        server: String::from_utf8_lossy(&body[..length]).into_owned(),
+    }))
 }
 
 fn find(text: &[u8], what: &[u8]) -> Option<usize> {

@@ -32,20 +32,28 @@ impl Server {
     }
 
     /// Accepts connections on `port` (0: any free one) of every address of `host` and gives each a task that runs `serve`.
-    pub(super) fn tcp<F>(host: &Host, port: u16, serve: impl Fn(TcpStream) -> F + Send + 'static) -> Result<Self>
+    pub(super) fn tcp<F>(
+        host: &Host,
+        port: u16,
+        serve: impl Fn(TcpStream) -> F + Send + 'static,
+    ) -> Result<Self>
     where
         F: Future<Output = io::Result<()>> + Send + 'static,
     {
         let socket = host.run(|| listen(port, Type::STREAM, Protocol::TCP));
-        Self::start(host, socket.with_context(|| format!("TCP port {port} of {}", host.name()))?, async move |socket| {
-            let listener = TcpListener::from_std(socket.into())?;
-            loop {
-                let (stream, _) = listener.accept().await?;
-                let connection = serve(stream);
-                // How a connection ended is what the client reports; a server has nobody to tell.
-                tokio::spawn(async move { drop(connection.await) });
-            }
-        })
+        Self::start(
+            host,
+            socket.with_context(|| format!("TCP port {port} of {}", host.name()))?,
+            async move |socket| {
+                let listener = TcpListener::from_std(socket.into())?;
+                loop {
+                    let (stream, _) = listener.accept().await?;
+                    let connection = serve(stream);
+                    // How a connection ended is what the client reports; a server has nobody to tell.
+                    tokio::spawn(async move { drop(connection.await) });
+                }
+            },
+        )
     }
 
     /// Binds a UDP socket like [`Server::tcp`] and hands it to `serve`.
@@ -55,9 +63,11 @@ impl Server {
         serve: impl AsyncFnOnce(UdpSocket) -> io::Result<()> + Send + 'static,
     ) -> Result<Self> {
         let socket = host.run(|| listen(port, Type::DGRAM, Protocol::UDP));
-        Self::start(host, socket.with_context(|| format!("UDP port {port} of {}", host.name()))?, async move |socket| {
-            serve(UdpSocket::from_std(socket.into())?).await
-        })
+        Self::start(
+            host,
+            socket.with_context(|| format!("UDP port {port} of {}", host.name()))?,
+            async move |socket| serve(UdpSocket::from_std(socket.into())?).await,
+        )
     }
 
     fn start(
@@ -65,8 +75,13 @@ impl Server {
         socket: Socket,
         serve: impl AsyncFnOnce(Socket) -> io::Result<()> + Send + 'static,
     ) -> Result<Self> {
-        let address = socket.local_addr()?.as_socket().context("a socket with a port")?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let address = socket
+            .local_addr()?
+            .as_socket()
+            .context("a socket with a port")?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let (stop, stopped) = oneshot::channel();
         let name = format!("server-{}", address.port());
         let thread = host.spawn_thread(&name.clone(), move || {
@@ -77,7 +92,11 @@ impl Server {
                 }
             });
         })?;
-        Ok(Self { port: address.port(), stop: Some(stop), thread: Some(thread) })
+        Ok(Self {
+            port: address.port(),
+            stop: Some(stop),
+            thread: Some(thread),
+        })
     }
 }
 

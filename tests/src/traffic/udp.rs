@@ -45,7 +45,9 @@ pub struct Flow {
 
 impl Flow {
     pub fn open(to: SocketAddr) -> Result<Self, Failure> {
-        let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().expect("an address");
+        let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }
+            .parse()
+            .expect("an address");
         let socket = UdpSocket::bind(any)?;
         socket.connect(to)?;
         Ok(Self { socket, sent: 0 })
@@ -65,7 +67,9 @@ impl Flow {
         loop {
             self.socket.set_read_timeout(Some(deadline.left()?))?;
             let length = self.socket.recv(&mut answer)?;
-            let (number, rest) = answer[..length].split_at_checked(NUMBER).unwrap_or_default();
+            let (number, rest) = answer[..length]
+                .split_at_checked(NUMBER)
+                .unwrap_or_default();
             if number != &datagram[..NUMBER] {
                 continue;
             }
@@ -84,7 +88,12 @@ pub struct Series {
 }
 
 /// Sends `count` datagrams one after the other over one flow, each with its own `timeout`.
-pub fn series(to: SocketAddr, count: usize, size: usize, timeout: Duration) -> Result<Series, Failure> {
+pub fn series(
+    to: SocketAddr,
+    count: usize,
+    size: usize,
+    timeout: Duration,
+) -> Result<Series, Failure> {
     let mut flow = Flow::open(to)?;
     let mut series = Series::default();
     for _ in 0..count {
