@@ -110,7 +110,7 @@ pub struct AgentCommand {
     /// Name of this node, over the Agent object's
     #[arg(long, value_name = "NAME")]
     pub node: Option<String>,
-    /// At the end, detach the programs and remove the pins: this node stops serving
+    /// Run nothing; detach the programs and remove the pins: this node stops serving
     #[arg(long)]
     pub cleanup: bool,
 }
@@ -122,7 +122,7 @@ pub struct AgentArgs {
     pub node: Option<String>,
     pub pin_dir: Option<PathBuf>,
     pub state_dir: Option<PathBuf>,
-    /// Detach the programs and remove the pins at the end.
+    /// Run nothing: detach the programs and remove the pins.
     pub cleanup: bool,
 }
 

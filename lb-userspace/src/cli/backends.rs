@@ -54,14 +54,13 @@ impl Row {
         let (frontends, slots): (Vec<_>, Vec<_>) = owned.unzip();
         // Probed in several ways, it is as ill as the worst of them.
         let targets = sight.agent.map_or(&[][..], |agent| &agent.targets);
-        let worst = targets
-            .iter()
-            .filter(|target| target.address == backend.address)
-            .max_by_key(|target| match target.health {
+        let worst = targets.iter().filter(|target| target.address == backend.address).max_by_key(
+            |target| match target.health {
                 HealthWord::Up => 0,
                 HealthWord::Unknown => 1,
                 HealthWord::Down => 2,
-            });
+            },
+        );
         Self {
             address: backend.address,
             id: id.0,

@@ -141,8 +141,11 @@ impl View for Counters {
     const SCHEMA: &'static str = "weir.counters/v1";
 
     fn text(&self) -> String {
-        let rows: Vec<_> =
-            self.counters.iter().filter(|row| self.zeros || row.packets > 0 || row.bytes > 0).collect();
+        let rows: Vec<_> = self
+            .counters
+            .iter()
+            .filter(|row| self.zeros || row.packets > 0 || row.bytes > 0)
+            .collect();
         if rows.is_empty() {
             return "nothing counted\n".into();
         }

@@ -104,7 +104,8 @@ impl Node {
 fn owners(dirs: &Dirs, args: &OwnersArgs) -> anyhow::Result<String> {
     let node = Node::look(dirs)?;
     let door = args.frontend;
-    let table = node.snapshot.frontends.get(&door).map(|found| read::owners(&node.maps, found.service));
+    let table =
+        node.snapshot.frontends.get(&door).map(|found| read::owners(&node.maps, found.service));
     let view = table.and_then(|table| Owners::new(node.sight(), door, &table, args.slots));
     let view = view.ok_or_else(|| {
         Fault::new(format!("no frontend {door} on this node"), "`weir vips` lists those that are")

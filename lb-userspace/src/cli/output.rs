@@ -60,9 +60,14 @@ pub fn emit(out: &mut impl Write, text: &str) -> io::Result<Reader> {
 }
 
 /// A borderless table; columns whose header starts with `>` are aligned to the right.
-pub fn table<const N: usize>(headers: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
+pub fn table<const N: usize>(
+    headers: [&str; N],
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> String {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(headers.map(|header| header.trim_start_matches('>')));
+    table
+        .load_style(presets::NOTHING)
+        .set_header(headers.map(|header| header.trim_start_matches('>')));
     table.add_rows(rows);
     for (column, header) in table.column_iter_mut().zip(headers) {
         column.set_padding((0, 2));
@@ -132,8 +137,13 @@ mod tests {
     #[test]
     fn spans_choose_the_unit_that_fits() {
         for (ms, text) in [
-            (0, "0 ms"), (999, "999 ms"), (3_249, "3.2 s"), (119_999, "120.0 s"),
-            (120_000, "2 min"), (7_200_000, "2 h"), (172_800_000, "2 d"),
+            (0, "0 ms"),
+            (999, "999 ms"),
+            (3_249, "3.2 s"),
+            (119_999, "120.0 s"),
+            (120_000, "2 min"),
+            (7_200_000, "2 h"),
+            (172_800_000, "2 d"),
         ] {
             assert_eq!(span(ms), text);
         }

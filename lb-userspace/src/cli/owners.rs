@@ -81,12 +81,14 @@ fn rows(
     slots: u32,
 ) -> (Vec<Row>, bool) {
     let planned = sight.planned(door).map(|planned| &planned.weights);
-    let ids: Vec<_> = counts.keys().copied().chain(
-        sight.maps.backends.iter().filter_map(|(id, backend)| {
+    let ids: Vec<_> = counts
+        .keys()
+        .copied()
+        .chain(sight.maps.backends.iter().filter_map(|(id, backend)| {
             let planned = planned.is_some_and(|weights| weights.contains_key(&backend.address));
             (planned && !counts.contains_key(id)).then_some(*id)
-        }),
-    ).collect();
+        }))
+        .collect();
     let weight = |id: BackendId| {
         let backend = sight.maps.backends.get(&id)?;
         planned?.get(&backend.address).copied()
@@ -127,7 +129,8 @@ impl View for Owners {
             };
             return slots.iter().enumerate().map(line).collect();
         }
-        let mut text = format!("{}: {} slots, {} without owner\n", self.frontend, self.slots, self.unowned);
+        let mut text =
+            format!("{}: {} slots, {} without owner\n", self.frontend, self.slots, self.unowned);
         if self.owners.is_empty() {
             return text + "no backend owns a slot: clients are refused\n";
         }

@@ -46,7 +46,10 @@ pub fn snapshot(maps: &Maps) -> anyhow::Result<Snapshot> {
     }
     for entry in maps.members.iter() {
         let (_, member) = entry?;
-        let hop = maps.hops.get(member.node).filter(|hop| member.node != 0 && !hop.destination.is_unset());
+        let hop = maps
+            .hops
+            .get(member.node)
+            .filter(|hop| member.node != 0 && !hop.destination.is_unset());
         if let Some(hop) = hop {
             found.nodes.insert(member.node, hop.destination.to_ip());
         }

@@ -50,9 +50,9 @@ impl FromStr for Door {
             Some((address, word)) if word.eq_ignore_ascii_case("udp") => (address, Protocol::Udp),
             Some((_, word)) => return Err(format!("protocol {word:?}: must be tcp or udp")),
         };
-        let address = address.parse().map_err(|_| {
-            "must be ADDRESS:PORT[/tcp|/udp], an IPv6 address in brackets: [2001:db8::1]:443"
-        })?;
+        let address = address.parse().map_err(
+            |_| "must be ADDRESS:PORT[/tcp|/udp], an IPv6 address in brackets: [2001:db8::1]:443",
+        )?;
         Ok(Self { address, protocol })
     }
 }

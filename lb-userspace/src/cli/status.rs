@@ -67,7 +67,8 @@ impl Status {
         let (maps, file) = (sight.maps, sight.agent);
         let heartbeat_ms = maps.heartbeat_ms;
         let clamp = |mss: u64| (mss != 0).then_some(mss);
-        let without_owner = maps.frontends.iter().filter(|(_, frontend)| frontend.owners().next().is_none());
+        let without_owner =
+            maps.frontends.iter().filter(|(_, frontend)| frontend.owners().next().is_none());
         Self {
             agent: Agent {
                 alive: heartbeat_ms.is_some_and(|age| age <= SILENCE_MS),
@@ -100,8 +101,17 @@ impl Status {
     }
 
     fn agent_text(&self) -> String {
-        let Agent { alive, heartbeat_ms, node, version, pid, config, config_error, status_error, .. } =
-            &self.agent;
+        let Agent {
+            alive,
+            heartbeat_ms,
+            node,
+            version,
+            pid,
+            config,
+            config_error,
+            status_error,
+            ..
+        } = &self.agent;
         let node = node.as_deref().unwrap_or("unknown node");
         let mut text = match (alive, heartbeat_ms) {
             (true, Some(age)) => format!("agent      alive, heartbeat {} ago", span(*age)),
@@ -116,6 +126,7 @@ impl Status {
             text += &format!("version    {version}, pid {pid}\nconfig     {config}\n");
         }
         if let Some(error) = config_error {
+            let error = error.replace('\n', "\n           ");
             text += &format!("           REFUSED, the one before is in force: {error}\n");
         }
         match status_error {
@@ -129,7 +140,8 @@ impl Status {
     }
 
     fn dataplane_text(&self) -> String {
-        let Dataplane { uplinks, vips, announced, frontends, backends, nodes, .. } = &self.dataplane;
+        let Dataplane { uplinks, vips, announced, frontends, backends, nodes, .. } =
+            &self.dataplane;
         let mss = |mss: Option<u64>| mss.map_or_else(|| "as it is".into(), |mss| mss.to_string());
         let mut text = format!(
             "dataplane  {vips} VIPs, {announced} announced here; {frontends} frontends, {backends} \
@@ -151,14 +163,15 @@ impl Status {
         }
         let counts: Vec<_> = counts.iter().map(|(word, count)| format!("{count} {word}")).collect();
         // What is up needs no line of its own: there may be thousands.
-        let ill = self.targets.iter().filter(|target| target.health != HealthWord::Up).map(|target| {
-            [
-                target.address.to_string(),
-                target.check.clone(),
-                health_word(target.health).into(),
-                or_dash(target.reason.as_deref().unwrap_or_default()),
-            ]
-        });
+        let ill =
+            self.targets.iter().filter(|target| target.health != HealthWord::Up).map(|target| {
+                [
+                    target.address.to_string(),
+                    target.check.clone(),
+                    health_word(target.health).into(),
+                    or_dash(target.reason.as_deref().unwrap_or_default()),
+                ]
+            });
         let title = format!("targets: {}", or_dash(&counts.join(", ")));
         if self.targets.iter().all(|target| target.health == HealthWord::Up) {
             return section(&title, "");
@@ -211,7 +224,10 @@ impl View for Status {
             text += &self.targets_text();
         }
         if !self.problems.is_empty() {
-            let rows = self.problems.iter().map(|Problem { object, message }| [object.clone(), message.clone()]);
+            let rows = self
+                .problems
+                .iter()
+                .map(|Problem { object, message }| [object.clone(), message.clone()]);
             text += &section("problems", &table(["OBJECT", "PROBLEM"], rows));
         }
         text

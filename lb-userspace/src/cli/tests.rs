@@ -87,7 +87,7 @@ fn agent() -> AgentStatus {
         version: "0.1.0".into(),
         pid: 42,
         config: "/etc/weir/weir.yaml".into(),
-        config_error: Some("line 3".into()),
+        config_error: Some("line 3\nline 5".into()),
         attachments: vec![Attachment {
             interface: "eth0".into(),
             program: "ingress".into(),
@@ -121,11 +121,8 @@ fn agent() -> AgentStatus {
             port: 443,
             protocol: Protocol::Tcp,
             announcer: "worker-1".into(),
-            weights: [
-                ("10.0.0.1:8443".parse().unwrap(), 3),
-                ("10.0.0.2:8443".parse().unwrap(), 1),
-            ]
-            .into(),
+            weights: [("10.0.0.1:8443".parse().unwrap(), 3), ("10.0.0.2:8443".parse().unwrap(), 1)]
+                .into(),
         }],
         ..Default::default()
     }
@@ -189,7 +186,10 @@ fn without_an_agent_names_are_addresses_and_health_is_unknown() {
     let maps = snapshot();
     let (text, json) = both(&Backends::new(Sight { maps: &maps, agent: None }));
     assert_eq!(line(&text, "10.0.0.1")[1..4], ["this", "node", "(here)"]);
-    assert_eq!((&json["backends"][1]["node"], &json["backends"][1]["health"]), (&json!("10.9.0.2"), &json!(null)));
+    assert_eq!(
+        (&json["backends"][1]["node"], &json["backends"][1]["health"]),
+        (&json!("10.9.0.2"), &json!(null))
+    );
 }
 
 /// Slot 0 has no owner, six belong to the local backend, three to the remote one.
@@ -204,7 +204,8 @@ fn table() -> Vec<BackendId> {
 fn owners_compare_shares_with_the_weights() {
     let (maps, agent) = (snapshot(), agent());
     let door = "192.0.2.1:443".parse().unwrap();
-    let view = Owners::new(Sight { maps: &maps, agent: Some(&agent) }, door, &table(), false).unwrap();
+    let view =
+        Owners::new(Sight { maps: &maps, agent: Some(&agent) }, door, &table(), false).unwrap();
     let (text, json) = both(&view);
     assert!(text.starts_with("192.0.2.1:443/tcp: 10 slots, 1 without owner\n"), "{text}");
     assert_eq!(
@@ -232,7 +233,10 @@ fn owners_without_a_plan_say_that_weights_are_assumed() {
     assert_eq!(json["owners"][0]["fair_share"], 0.5);
     let (text, json) = both(&Owners::new(sight, door, &table(), true).unwrap());
     assert_eq!(text.lines().count(), 10);
-    assert_eq!((line(&text, "    0"), line(&text, "    9")), (vec!["0", "-"], vec!["9", "10.0.0.2:8443"]));
+    assert_eq!(
+        (line(&text, "    0"), line(&text, "    9")),
+        (vec!["0", "-"], vec!["9", "10.0.0.2:8443"])
+    );
     assert_eq!((&json["table"][0], &json["table"][1]), (&json!(null), &json!("10.0.0.1:8443")));
 }
 
@@ -271,7 +275,10 @@ fn arrivals_are_listed_youngest_first_up_to_the_limit() {
     ];
     let (text, json) = both(&Arrivals::new(Sight { maps: &maps, agent: None }, flows, 2));
     assert!(text.ends_with("\n2 of 3; --limit 0 lists all\n"), "{text}");
-    assert_eq!(line(&text, "198.51.100.7:1001")[1..4], ["192.0.2.1:443/tcp", "10.0.0.2:8443", "opening"]);
+    assert_eq!(
+        line(&text, "198.51.100.7:1001")[1..4],
+        ["192.0.2.1:443/tcp", "10.0.0.2:8443", "opening"]
+    );
     assert_eq!(line(&text, "198.51.100.7:1002")[1..4], ["gone", "gone", "(9)"]);
     assert_eq!((&json["total"], json["arrivals"].as_array().unwrap().len()), (&json!(3), 2));
     let first = &json["arrivals"][0];
@@ -344,9 +351,12 @@ fn counters_of_frontends_and_backends_name_object_and_node() {
 fn status_tells_a_living_agent_from_a_dead_one() {
     let (mut maps, agent) = (snapshot(), agent());
     let (text, json) = both(&Status::new(Sight { maps: &maps, agent: Some(&agent) }, None));
-    assert!(text.starts_with("agent      alive, heartbeat 1.0 s ago\nnode       worker-1\n"), "{text}");
+    assert!(
+        text.starts_with("agent      alive, heartbeat 1.0 s ago\nnode       worker-1\n"),
+        "{text}"
+    );
     for part in [
-        "REFUSED, the one before is in force: line 3",
+        "REFUSED, the one before is in force: line 3\n           line 5\n",
         "[2001:db8::1]:53/udp has no backend",
         "eth0       ingress  generic",
         "worker-2  10.9.0.2   answers     silent for 61.0 s",
@@ -357,18 +367,28 @@ fn status_tells_a_living_agent_from_a_dead_one() {
     ] {
         assert!(text.contains(part), "{part:?} in\n{text}");
     }
-    assert_eq!((&json["agent"]["alive"], &json["dataplane"]["mss_v6"]), (&json!(true), &json!(null)));
+    assert_eq!(
+        (&json["agent"]["alive"], &json["dataplane"]["mss_v6"]),
+        (&json!(true), &json!(null))
+    );
 
     maps.heartbeat_ms = Some(600_000);
     let (text, json) = both(&Status::new(Sight { maps: &maps, agent: Some(&agent) }, None));
-    assert!(text.starts_with("agent      DEAD, last heartbeat 10 min ago; the data plane"), "{text}");
-    assert_eq!((&json["agent"]["alive"], &json["agent"]["heartbeat_ms"]), (&json!(false), &json!(600_000)));
+    assert!(
+        text.starts_with("agent      DEAD, last heartbeat 10 min ago; the data plane"),
+        "{text}"
+    );
+    assert_eq!(
+        (&json["agent"]["alive"], &json["agent"]["heartbeat_ms"]),
+        (&json!(false), &json!(600_000))
+    );
 
     maps.heartbeat_ms = None;
     let (text, _) = both(&Status::new(Sight { maps: &maps, agent: None }, None));
     assert!(text.starts_with("agent      DEAD, no heartbeat"), "{text}");
     assert!(text.contains("no status file"), "{text}");
-    let (text, _) = both(&Status::new(Sight { maps: &maps, agent: None }, Some("cut short".into())));
+    let (text, _) =
+        both(&Status::new(Sight { maps: &maps, agent: None }, Some("cut short".into())));
     assert!(text.contains("unreadable: cut short"), "{text}");
 }
 
@@ -376,7 +396,10 @@ fn status_tells_a_living_agent_from_a_dead_one() {
 fn an_empty_node_is_said_to_be_empty() {
     let maps = Snapshot::default();
     let sight = Sight { maps: &maps, agent: None };
-    assert_eq!(both(&Vips::new(sight)), ("no VIPs\n".into(), json!({"schema": "weir.vips/v1", "vips": []})));
+    assert_eq!(
+        both(&Vips::new(sight)),
+        ("no VIPs\n".into(), json!({"schema": "weir.vips/v1", "vips": []}))
+    );
     assert_eq!(both(&Backends::new(sight)).0, "no backends\n");
     assert_eq!(both(&Arrivals::new(sight, vec![], 0)).0, "no arrivals\n");
     assert_eq!(both(&Counters::new(sight, By::Reason, false)).0, "nothing counted\n");
@@ -385,7 +408,15 @@ fn an_empty_node_is_said_to_be_empty() {
 #[test]
 fn the_grammar_is_sound_and_folders_may_stand_anywhere() {
     Cli::command().debug_assert();
-    let cli = Cli::parse_from(["weir", "owners", "[2001:db8::1]:53/udp", "-o", "json", "--pin-dir", "/p"]);
+    let cli = Cli::parse_from([
+        "weir",
+        "owners",
+        "[2001:db8::1]:53/udp",
+        "-o",
+        "json",
+        "--pin-dir",
+        "/p",
+    ]);
     assert_eq!(cli.dirs.pin_dir(), std::path::Path::new("/p"));
     assert_eq!(cli.dirs.state_dir(), std::path::Path::new("/var/lib/weir"));
     assert!(matches!(cli.command, Command::Owners(args) if args.output.format == Format::Json));

@@ -53,7 +53,10 @@ impl Vips {
                     .map(|planned| planned.announcer.clone())
                     .filter(|announcer| !announcer.is_empty()),
                 echo: vip.echo,
-                frontends: frontends.into_iter().map(|door| FrontendRow::new(sight, door)).collect(),
+                frontends: frontends
+                    .into_iter()
+                    .map(|door| FrontendRow::new(sight, door))
+                    .collect(),
             }
         });
         Self { vips: vips.collect() }
@@ -107,9 +110,13 @@ impl View for Vips {
             };
             let head = [vip.address.to_string(), announced];
             let none = vip.frontends.is_empty().then(|| row(&head, None));
-            none.into_iter().chain(vip.frontends.iter().map(move |frontend| row(&head, Some(frontend))))
+            none.into_iter()
+                .chain(vip.frontends.iter().map(move |frontend| row(&head, Some(frontend))))
         });
-        table(["VIP", ">PORT", "OBJECT", ">OWNERS", ">SLOTS", "ANNOUNCED", "FLAGS", ">PACKETS"], rows)
+        table(
+            ["VIP", ">PORT", "OBJECT", ">OWNERS", ">SLOTS", "ANNOUNCED", "FLAGS", ">PACKETS"],
+            rows,
+        )
     }
 }
 

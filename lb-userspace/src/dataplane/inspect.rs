@@ -1,9 +1,6 @@
 //! Names of programs that are already on a device, weir's or others'. Changes nothing.
 
-use aya::programs::{
-    SchedClassifier, loaded_programs,
-    tc::TcAttachType,
-};
+use aya::programs::{SchedClassifier, loaded_programs, tc::TcAttachType};
 use lb_common::abi::program;
 
 /// Name of a loaded program, `program ID` where it has none; `None` where this process may not ask.
@@ -24,7 +21,10 @@ pub fn foreign_tcx(interface: &str) -> Vec<String> {
             let (_, programs) = SchedClassifier::query_tcx(interface, hook).ok()?;
             Some(programs.into_iter().map(move |info| {
                 let name = info.name_as_str().unwrap_or_default();
-                (place, if name.is_empty() { format!("program {}", info.id()) } else { name.into() })
+                (
+                    place,
+                    if name.is_empty() { format!("program {}", info.id()) } else { name.into() },
+                )
             }))
         })
         .flatten()

@@ -17,7 +17,10 @@ pub struct Facts {
 /// What became of the configuration file.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Config {
-    Valid { frontends: usize, nodes: usize },
+    Valid {
+        frontends: usize,
+        nodes: usize,
+    },
     /// One line per problem, with its place.
     Refused(Vec<String>),
 }

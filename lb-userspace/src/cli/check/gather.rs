@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
-const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+const BPF_FS_MAGIC: libc::c_long = 0xcafe_4a11;
 
 pub fn gather(args: &CheckArgs, dirs: &Dirs) -> Facts {
     let mut facts = Facts { overhead: OVERHEAD_V6, ..Default::default() };
@@ -51,9 +51,11 @@ pub fn gather(args: &CheckArgs, dirs: &Dirs) -> Facts {
 fn host(pin_dir: &Path) -> Host {
     Host {
         release: nix::sys::utsname::uname().ok().map(|uts| uts.release().to_string_lossy().into()),
-        btf: Path::new("/sys/kernel").try_exists().ok().filter(|there| *there).and_then(|_| {
-            Path::new("/sys/kernel/btf/vmlinux").try_exists().ok()
-        }),
+        btf: Path::new("/sys/kernel")
+            .try_exists()
+            .ok()
+            .filter(|there| *there)
+            .and_then(|_| Path::new("/sys/kernel/btf/vmlinux").try_exists().ok()),
         capabilities: capabilities(),
         pin_dir: pin_dir.to_owned(),
         bpffs: on_bpffs(pin_dir),
@@ -71,8 +73,14 @@ fn host(pin_dir: &Path) -> Host {
 /// Of this network namespace where the key is per namespace. Keys are given with dots; `/` stands
 /// for the dot of an interface's name, as with sysctl(8).
 fn sysctl<T: FromStr>(key: &str) -> Option<T> {
-    let path: String =
-        key.chars().map(|c| match c { '.' => '/', '/' => '.', c => c }).collect();
+    let path: String = key
+        .chars()
+        .map(|c| match c {
+            '.' => '/',
+            '/' => '.',
+            c => c,
+        })
+        .collect();
     fs::read_to_string(Path::new("/proc/sys").join(path)).ok()?.trim().parse().ok()
 }
 
@@ -86,7 +94,7 @@ fn capabilities() -> Option<u64> {
 fn on_bpffs(dir: &Path) -> Option<bool> {
     for path in dir.ancestors() {
         match nix::sys::statfs::statfs(path) {
-            Ok(found) => return Some(found.filesystem_type().0 as i64 == BPF_FS_MAGIC),
+            Ok(found) => return Some(found.filesystem_type().0 == BPF_FS_MAGIC),
             Err(nix::Error::ENOENT) => {}
             Err(_) => return None,
         }

@@ -94,7 +94,7 @@ fn from_messages(messages: &[LinkMessage]) -> BTreeMap<String, Found> {
                 LinkAttribute::Mtu(mtu) => found.facts.mtu = *mtu,
                 LinkAttribute::Link(index) => below = Some(*index),
                 LinkAttribute::LinkInfo(infos) => {
-                    is_vlan = infos.iter().any(|info| *info == LinkInfo::Kind(InfoKind::Vlan));
+                    is_vlan = infos.contains(&LinkInfo::Kind(InfoKind::Vlan));
                 }
                 LinkAttribute::Xdp(options) => found.xdp = xdp_programs(options),
                 _ => {}
@@ -144,7 +144,11 @@ mod tests {
         below.attributes = vec![
             LinkAttribute::IfName("eth0".into()),
             LinkAttribute::Mtu(9000),
-            LinkAttribute::Xdp(vec![LinkXdp::ProgId(42), LinkXdp::DrvProgId(42), LinkXdp::SkbProgId(0)]),
+            LinkAttribute::Xdp(vec![
+                LinkXdp::ProgId(42),
+                LinkXdp::DrvProgId(42),
+                LinkXdp::SkbProgId(0),
+            ]),
         ];
         let mut vlan = LinkMessage::default();
         vlan.header.index = 8;

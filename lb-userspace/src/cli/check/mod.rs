@@ -57,7 +57,8 @@ impl View for Report {
     fn text(&self) -> String {
         let mut text = String::new();
         for Finding { check, subject, level, message, fix } in &self.findings {
-            let what = if subject.is_empty() { (*check).into() } else { format!("{subject} {check}") };
+            let what =
+                if subject.is_empty() { (*check).into() } else { format!("{subject} {check}") };
             text += &format!("{:<8}{what:<18}{message}\n", level.word());
             if let Some(fix) = fix {
                 text += &format!("{:26}fix: {fix}\n", "");

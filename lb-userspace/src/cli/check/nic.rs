@@ -68,7 +68,8 @@ fn ethtool<T>(interface: &str, request: &mut T) -> io::Result<()> {
         *to = from as libc::c_char;
     }
     let data = std::ptr::from_mut(request).cast();
-    let mut ifreq = libc::ifreq { ifr_name: name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_data: data } };
+    let mut ifreq =
+        libc::ifreq { ifr_name: name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_data: data } };
     // SAFETY: ifreq names the interface, and its data is the struct of the command, which outlives
     // the call.
     let done = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL as _, &mut ifreq) };
@@ -82,6 +83,9 @@ mod tests {
     #[test]
     fn an_interface_that_is_not_there_is_an_error() {
         assert!(driver("weir-absent").is_err());
-        assert_eq!(driver("a-name-that-is-too-long").unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(
+            driver("a-name-that-is-too-long").unwrap_err().kind(),
+            io::ErrorKind::InvalidInput
+        );
     }
 }

@@ -108,7 +108,14 @@ fn config(config: &Config) -> Vec<Finding> {
         }
         Config::Refused(problems) => problems
             .iter()
-            .map(|problem| Finding::bad(CHECK, Level::Fail, problem, "mend the file; a running agent keeps the last valid one"))
+            .map(|problem| {
+                Finding::bad(
+                    CHECK,
+                    Level::Fail,
+                    problem,
+                    "mend the file; a running agent keeps the last valid one",
+                )
+            })
             .collect(),
     }
 }
@@ -172,7 +179,7 @@ fn capabilities(host: &Host) -> Finding {
     let missing: Vec<_> = [NET_ADMIN, SYS_ADMIN, PERFMON, BPF]
         .into_iter()
         // The kernel takes CAP_SYS_ADMIN for the two that were split off from it.
-        .filter(|&needed| !has(needed) && !(matches!(needed, PERFMON | BPF) && has(SYS_ADMIN)))
+        .filter(|&needed| !(has(needed) || matches!(needed, PERFMON | BPF) && has(SYS_ADMIN)))
         .map(|(_, name)| name)
         .collect();
     if missing.is_empty() {
@@ -235,7 +242,8 @@ fn conntrack_size(host: &Host) -> Finding {
         None => Finding::unknown(CHECK, "net.netfilter.nf_conntrack_max"),
         Some(Conntrack::Absent) => Finding::ok(CHECK, "nf_conntrack is not loaded"),
         Some(Conntrack::Present { count, max, .. }) => {
-            let full = max > 0 && count.saturating_mul(100) >= max.saturating_mul(CONNTRACK_PERCENT);
+            let full =
+                max > 0 && count.saturating_mul(100) >= max.saturating_mul(CONNTRACK_PERCENT);
             if !full {
                 return Finding::ok(CHECK, format!("{count} of {max} entries"));
             }

@@ -64,7 +64,8 @@ fn what_the_host_lacks_is_said_with_its_fix() {
         Case {
             name: "configuration refused, every problem by itself",
             change: |facts| {
-                facts.config = Some(Config::Refused(vec!["f:3:1: port".into(), "f:9:1: name".into()]));
+                facts.config =
+                    Some(Config::Refused(vec!["f:3:1: port".into(), "f:9:1: name".into()]));
             },
             expect: &[("config", Fail, "f:3:1"), ("config", Fail, "f:9:1")],
         },
@@ -114,7 +115,8 @@ fn what_the_host_lacks_is_said_with_its_fix() {
         Case {
             name: "conntrack nearly full and strict",
             change: |facts| {
-                facts.host.conntrack = Some(Conntrack::Present { count: 80, max: 100, loose: Some(0) });
+                facts.host.conntrack =
+                    Some(Conntrack::Present { count: 80, max: 100, loose: Some(0) });
             },
             expect: &[
                 ("conntrack_size", Warn, "nf_conntrack_max=400"),
@@ -267,6 +269,7 @@ fn the_answer_exists_for_people_and_for_programs() {
     let json: serde_json::Value =
         serde_json::from_str(&render(&report, Format::Json).unwrap()).unwrap();
     assert_eq!((&json["schema"], &json["ok"]), (&"weir.check/v1".into(), &false.into()));
-    let xdp = json["findings"].as_array().unwrap().iter().find(|row| row["check"] == "xdp").unwrap();
+    let xdp =
+        json["findings"].as_array().unwrap().iter().find(|row| row["check"] == "xdp").unwrap();
     assert_eq!((&xdp["subject"], &xdp["level"]), (&"eth0".into(), &"fail".into()));
 }
