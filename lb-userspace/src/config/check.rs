@@ -53,16 +53,19 @@ pub fn intent(
         read_object(document, path, overrides, report, &mut drafts);
     }
     let agent = single_agent(&drafts, documents, report)?;
+    let owners = address_owners(&drafts, report);
     let whole = report.count() == 0;
     let own = &agent.settings.node;
-    if !own.is_empty() && !drafts.nodes.contains_key(own) {
+    if whole && !drafts.nodes.contains_key(own) {
         report.error(&agent.node, format!("no object `Node/{own}` describes this node"));
     }
-    let owners = address_owners(&drafts, report);
     let mut frontends = BTreeMap::new();
     for (name, draft) in &drafts.frontends {
         let mut object = draft.object.clone();
-        place_members(&mut object.pool, draft, &drafts, &owners, report);
+        place_members(&mut object.pool, draft, &owners, report);
+        if whole {
+            check_homes(&object.pool, draft, &drafts, report);
+        }
         frontends.insert(name.clone(), object);
     }
     let nodes = drafts.nodes.iter().map(|(name, draft)| (name.clone(), draft.node.clone()));
@@ -141,10 +144,11 @@ fn single_agent<'d>(
     let (first, others) = match drafts.agents.split_first() {
         Some(split) => split,
         None => {
-            let is_agent = |node: &MarkedYamlOwned| {
-                Value::new(node, String::new(), report).peek(&["kind"]) == Some("Agent")
+            let may_be_agent = |node: &MarkedYamlOwned| {
+                let kind = Value::new(node, String::new(), report).peek(&["kind"]);
+                !matches!(kind, Some("Node" | "Frontend"))
             };
-            if !documents.iter().any(is_agent) {
+            if !documents.iter().any(may_be_agent) {
                 report.error(&Place::default(), "no object of kind Agent; allowed: exactly one");
             }
             return None;
@@ -175,11 +179,10 @@ fn address_owners<'d>(drafts: &'d Drafts, report: &Report) -> BTreeMap<IpAddr, &
     owners
 }
 
-/// Gives every member its node.
+/// Gives members with a node's own address that node.
 fn place_members(
     pool: &mut Pool,
     draft: &FrontendDraft,
-    drafts: &Drafts,
     owners: &BTreeMap<IpAddr, &str>,
     report: &Report,
 ) {
@@ -191,15 +194,22 @@ fn place_members(
                 place,
                 format!("{} is Node/{owner}'s own address, not `{}`'s", member.address, member.node),
             ),
-            None if member.node.is_empty() => report.error(
-                place,
-                format!("`node` is missing: no node has {} as its own address", member.address),
-            ),
-            _ if !drafts.nodes.contains_key(&member.node) => report.error(
-                place,
-                format!("no object `Node/{}`; allowed: {}", member.node, list(drafts.nodes.keys())),
-            ),
             _ => {}
+        }
+    }
+}
+
+/// Every member lives on a node that is described.
+fn check_homes(pool: &Pool, draft: &FrontendDraft, drafts: &Drafts, report: &Report) {
+    let Pool::Members(members) = pool else { return };
+    for (member, place) in members.iter().zip(&draft.members) {
+        let (node, address) = (&member.node, member.address);
+        if node.is_empty() {
+            let message = format!("`node` is missing: no node has {address} as its own address");
+            report.error(place, message);
+        } else if !drafts.nodes.contains_key(node) {
+            let known = list(drafts.nodes.keys());
+            report.error(place, format!("no object `Node/{node}`; allowed: {known}"));
         }
     }
 }
@@ -248,7 +258,10 @@ fn check_addresses(
 /// Address, port and protocol lead to one object.
 fn check_ports(drafts: &Drafts, report: &Report) {
     let mut seen: BTreeMap<(IpAddr, u16, Protocol), (&str, usize)> = BTreeMap::new();
-    for (name, draft) in &drafts.frontends {
+    // As they stand in the file: the later one is the one to mend.
+    let mut in_order: Vec<_> = drafts.frontends.iter().collect();
+    in_order.sort_by_key(|(_, draft)| draft.ports.first().map(|place| place.at));
+    for (name, draft) in in_order {
         for (port, place) in draft.object.ports.iter().zip(&draft.ports) {
             for address in &draft.object.addresses {
                 let key = (*address, port.port, port.protocol);

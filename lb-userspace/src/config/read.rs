@@ -348,7 +348,7 @@ fn parse_duration(text: &str) -> Option<Duration> {
 fn nearest(word: &str, allowed: &[&str]) -> String {
     let distance = |other: &&str| edit_distance(&word.to_lowercase(), &other.to_lowercase());
     match allowed.iter().map(|other| (distance(other), *other)).min() {
-        Some((steps, other)) if steps <= (word.chars().count() / 3).clamp(1, 3) => {
+        Some((steps, other)) if steps <= word.chars().count().div_ceil(3).min(3) => {
             format!(", did you mean `{other}`?")
         }
         _ => String::new(),

@@ -1,1 +1,225 @@
-//! What the module promises.
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    config::{Overrides, parse},
+    model::{Health, Pool, PoolMember},
+};
+
+const EXAMPLE: &str = include_str!("../../../../docs/examples/weir.yaml");
+
+fn intent() -> Intent {
+    let overrides = Overrides { node: Some("worker-1".into()), ..Overrides::default() };
+    parse(Path::new("weir.yaml"), EXAMPLE, &overrides).unwrap()
+}
+
+fn names(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+fn all() -> BTreeSet<String> {
+    names(&["master-1", "worker-1", "worker-2"])
+}
+
+fn plan(intent: &Intent, verdicts: &Verdicts, alive: &BTreeSet<String>) -> Desired {
+    desired(&Inputs { intent, verdicts, alive })
+}
+
+fn key(address: &str, port: u16, protocol: Protocol) -> FrontendKey {
+    FrontendKey { address: address.parse().unwrap(), port, protocol }
+}
+
+fn owners(plan: &Desired, key: FrontendKey) -> Vec<String> {
+    plan.frontends[&key].owners.iter().map(|(at, weight)| format!("{at}*{weight}")).collect()
+}
+
+const HTTP: (&str, u16, Protocol) = ("198.51.100.2", 80, Protocol::Tcp);
+
+fn http() -> FrontendKey {
+    key(HTTP.0, HTTP.1, HTTP.2)
+}
+
+#[test]
+fn every_address_and_port_is_a_frontend_over_its_family() {
+    let plan = plan(&intent(), &Verdicts::new(), &all());
+    assert_eq!(plan.problems, []);
+    assert_eq!(plan.frontends.len(), 6);
+    assert_eq!(owners(&plan, http()), ["10.1.0.10:8080*1", "10.1.1.10:8080*2"]);
+    assert_eq!(owners(&plan, key("198.51.100.1", 6443, Protocol::Tcp)), ["192.0.2.11:6443*1"]);
+    let v6 = key("2001:db8:1::1", 6443, Protocol::Tcp);
+    assert_eq!(owners(&plan, v6), ["[2001:db8::11]:6443*1"]);
+    let dns = key("198.51.100.3", 53, Protocol::Udp);
+    assert_eq!(plan.frontends[&dns].flags, flags::CLIENT_AFFINITY);
+    assert_eq!((plan.frontends[&dns].slots, plan.frontends[&http()].slots), (251, 4093));
+    let both = &plan.backends[&"192.0.2.21:53".parse().unwrap()];
+    assert_eq!(both.node, "worker-1");
+    assert_eq!(both.protocols, BTreeSet::from([Protocol::Tcp, Protocol::Udp]));
+}
+
+#[test]
+fn a_target_that_is_down_owns_nothing_and_stays_a_backend() {
+    let intent = intent();
+    let target = targets(&intent)
+        .into_iter()
+        .find(|target| target.address == "10.1.0.10:8080".parse().unwrap())
+        .unwrap();
+    for (health, count) in [(Health::Unknown, 2), (Health::Up, 2), (Health::Down("x".into()), 1)] {
+        let plan = plan(&intent, &Verdicts::from([(target.clone(), health)]), &all());
+        assert_eq!(plan.frontends[&http()].owners.len(), count);
+        assert!(plan.backends.contains_key(&target.address));
+    }
+}
+
+#[test]
+fn both_protocols_of_one_server_share_its_target() {
+    let intent = intent();
+    let found = targets(&intent);
+    assert_eq!(found.len(), 8, "{found:#?}");
+    let dns = found.iter().find(|t| t.address == "192.0.2.22:53".parse().unwrap()).unwrap();
+    let down = Verdicts::from([(dns.clone(), Health::Down("refused".into()))]);
+    let plan = plan(&intent, &down, &all());
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        assert_eq!(owners(&plan, key("198.51.100.3", 53, protocol)), ["192.0.2.21:53*1"]);
+    }
+}
+
+#[test]
+fn udp_that_nothing_can_probe_is_not_probed() {
+    let mut intent = intent();
+    let dns = intent.frontends.get_mut("dns").unwrap();
+    dns.ports.retain(|port| port.protocol == Protocol::Udp);
+    assert_eq!(targets(&intent).len(), 6);
+    let dns = intent.frontends.get_mut("dns").unwrap();
+    dns.check.as_mut().unwrap().port = Some(8053);
+    assert!(targets(&intent).iter().any(|t| t.address == "192.0.2.22:8053".parse().unwrap()));
+}
+
+#[test]
+fn backends_of_dead_nodes_leave_the_owners_and_this_node_never_does() {
+    let intent = intent();
+    let plan = plan(&intent, &Verdicts::new(), &names(&[]));
+    assert_eq!(owners(&plan, http()), ["10.1.0.10:8080*1"], "worker-1 is this node");
+    assert_eq!(owners(&plan, key("198.51.100.1", 6443, Protocol::Tcp)), [""; 0]);
+    assert_eq!((plan.backends.len(), plan.nodes.len()), (8, 3));
+    assert!(plan.vips.values().all(|vip| vip.announcer == "worker-1"));
+}
+
+#[test]
+fn vips_go_to_nodes_with_an_address_of_their_family_if_there_are_any() {
+    let mut intent = intent();
+    for name in ["master-1", "worker-1"] {
+        let node = intent.nodes.get_mut(name).unwrap();
+        node.addresses.retain(|address| address.is_ipv4());
+    }
+    let vip: IpAddr = "2001:db8:1::1".parse().unwrap();
+    let of = |alive| plan(&intent, &Verdicts::new(), &names(alive)).vips[&vip].announcer.clone();
+    assert_eq!(of(&["master-1", "worker-2"]), "worker-2");
+    assert!(["master-1", "worker-1"].contains(&of(&["master-1"]).as_str()));
+}
+
+#[test]
+fn more_backends_than_get_slots_are_a_problem_that_names_the_setting() {
+    let mut intent = intent();
+    let apps = intent.frontends.get_mut("apps").unwrap();
+    apps.slots = Some(20);
+    let plan = plan(&intent, &Verdicts::new(), &all());
+    assert_eq!(plan.problems.len(), 2, "{:?}", plan.problems);
+    assert_eq!(plan.problems[0].object, "Frontend/apps");
+    assert!(plan.problems[0].message.contains("of 20 slots at most 1"), "{:?}", plan.problems);
+    assert!(plan.problems[0].message.contains("spec.slots"));
+    assert_eq!(plan.frontends[&http()].owners.len(), 2, "the table builder chooses");
+}
+
+#[test]
+fn one_address_in_two_objects_has_one_announcer_and_echoes_if_one_does() {
+    let mut intent = intent();
+    let mut other = intent.frontends["dns"].clone();
+    other.name = "more".into();
+    other.addresses = intent.frontends["apps"].addresses.clone();
+    other.echo = false;
+    intent.frontends.insert("a".into(), other);
+    let plan = plan(&intent, &Verdicts::new(), &all());
+    assert_eq!(plan.problems, []);
+    assert!(plan.vips[&HTTP.0.parse::<IpAddr>().unwrap()].echo);
+}
+
+/// What can be wrong with an object that no file validation saw.
+fn spoil(object: &mut FrontendObject, how: usize, taken: IpAddr) {
+    match how {
+        0 => object.slots = Some(0),
+        1 => object.slots = Some(MAX_SLOTS + 1),
+        2 => object.addresses = vec!["192.0.2.11".parse().unwrap()],
+        3 => object.addresses = vec![taken],
+        _ => {
+            let member = |port, node: &str| PoolMember {
+                address: "10.1.0.10".parse().unwrap(),
+                port: Some(port),
+                weight: 1,
+                node: node.into(),
+            };
+            // A node that is not known, and a backend that lives elsewhere.
+            object.pool = Pool::Members(vec![member(1, "nowhere"), member(8080, "master-1")]);
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_bad_object_costs_only_itself(how in 0usize..5) {
+        let good = intent();
+        let mut bad = good.clone();
+        let mut object = good.frontends["apps"].clone();
+        object.name = "zz".into();
+        object.addresses = vec!["198.51.100.77".parse().unwrap()];
+        spoil(&mut object, how, HTTP.0.parse().unwrap());
+        bad.frontends.insert("zz".into(), object);
+        let (good, bad) =
+            (plan(&good, &Verdicts::new(), &all()), plan(&bad, &Verdicts::new(), &all()));
+        prop_assert!(!bad.problems.is_empty());
+        prop_assert!(bad.problems.iter().all(|problem| problem.object == "Frontend/zz"));
+        for (key, frontend) in &good.frontends {
+            prop_assert_eq!(bad.frontends.get(key), Some(frontend));
+        }
+        prop_assert_eq!(&good.backends, &bad.backends);
+    }
+
+    #[test]
+    fn a_node_that_comes_moves_only_vips_to_itself(
+        before in proptest::collection::btree_set("[a-d]", 0..4), new in "[e-h]",
+    ) {
+        let mut intent = intent();
+        for name in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+            let mut node = intent.nodes["worker-2"].clone();
+            node.name = name.into();
+            node.labels.clear();
+            intent.nodes.insert(name.into(), node);
+        }
+        let mut after = before.clone();
+        after.insert(new.clone());
+        let (old, now) =
+            (plan(&intent, &Verdicts::new(), &before), plan(&intent, &Verdicts::new(), &after));
+        for (vip, wanted) in &now.vips {
+            prop_assert!(wanted.announcer == old.vips[vip].announcer || wanted.announcer == new);
+        }
+    }
+
+    #[test]
+    fn order_of_addresses_ports_and_members_does_not_matter(turns in 0usize..4) {
+        let good = intent();
+        let mut turned = good.clone();
+        for object in turned.frontends.values_mut() {
+            let (addresses, ports) = (object.addresses.len(), object.ports.len());
+            object.addresses.rotate_left(turns % addresses);
+            object.ports.rotate_left(turns % ports);
+            if let Pool::Members(members) = &mut object.pool {
+                members.reverse();
+            }
+        }
+        prop_assert_eq!(
+            plan(&good, &Verdicts::new(), &all()), plan(&turned, &Verdicts::new(), &all())
+        );
+        prop_assert_eq!(targets(&good), targets(&turned));
+    }
+}

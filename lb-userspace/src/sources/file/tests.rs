@@ -1,1 +1,150 @@
-//! What the module promises.
+use std::{fs, os::unix::fs::symlink, path::Path, time::SystemTime};
+
+use super::*;
+
+const GOOD: &str = include_str!("../../../../docs/examples/weir.yaml");
+
+fn clock() -> SystemTime {
+    SystemTime::UNIX_EPOCH
+}
+
+fn open(path: &Path) -> FileSource {
+    let overrides = Overrides { node: Some("worker-1".into()), ..Overrides::default() };
+    FileSource::open(path.into(), overrides, clock).unwrap()
+}
+
+/// A source whose file then becomes `text`, seen twice.
+fn after(text: &str) -> FileSource {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("weir.yaml");
+    fs::write(&path, GOOD).unwrap();
+    let mut source = open(&path);
+    fs::write(&path, text).unwrap();
+    source.poll();
+    source.poll();
+    source
+}
+
+fn status(source: &FileSource) -> SourceStatus {
+    source.status().borrow().clone()
+}
+
+#[test]
+fn a_bad_first_file_gives_no_source() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("weir.yaml");
+    assert!(FileSource::open(path.clone(), Overrides::default(), clock).is_err());
+    fs::write(&path, "kind: Agent").unwrap();
+    assert!(FileSource::open(path, Overrides::default(), clock).is_err());
+}
+
+#[test]
+fn a_good_change_is_published_once_it_was_seen_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("weir.yaml");
+    fs::write(&path, GOOD).unwrap();
+    let mut source = open(&path);
+    let mut intents = source.intent();
+    source.poll();
+    assert!(!intents.has_changed().unwrap());
+    fs::write(&path, GOOD.replace("198.51.100.3", "198.51.100.4")).unwrap();
+    source.poll();
+    assert!(!intents.has_changed().unwrap(), "half-written files must not count");
+    source.poll();
+    assert!(intents.has_changed().unwrap());
+    let dns = intents.borrow_and_update().frontends["dns"].addresses.clone();
+    assert_eq!(dns, ["198.51.100.4".parse::<std::net::IpAddr>().unwrap()]);
+    assert!(status(&source).ok);
+}
+
+#[test]
+fn links_that_are_swapped_are_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two, link) =
+        (dir.path().join("one"), dir.path().join("two"), dir.path().join("weir.yaml"));
+    fs::write(&one, GOOD).unwrap();
+    fs::write(&two, GOOD.replace("198.51.100.3", "198.51.100.4")).unwrap();
+    symlink(&one, &link).unwrap();
+    let mut source = open(&link);
+    let fresh = dir.path().join("fresh");
+    symlink(&two, &fresh).unwrap();
+    fs::rename(&fresh, &link).unwrap();
+    source.poll();
+    source.poll();
+    assert!(source.intent().borrow().frontends["dns"].addresses[0].to_string().ends_with(".4"));
+}
+
+#[test]
+fn a_bad_file_keeps_the_old_state_and_says_every_problem() {
+    let text = GOOD.replace("port: 6443", "port: 0").replace("[eth0]", "[]");
+    let source = after(&text);
+    let status = status(&source);
+    assert!(!status.ok);
+    assert_eq!(status.problems.len(), 2, "{:?}", status.problems);
+    assert_eq!(source.intent().borrow().frontends["api"].ports[0].port, 6443);
+}
+
+#[test]
+fn a_file_that_vanishes_keeps_the_old_state_and_returns() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("weir.yaml");
+    fs::write(&path, GOOD).unwrap();
+    let mut source = open(&path);
+    fs::remove_file(&path).unwrap();
+    source.poll();
+    source.poll();
+    assert!(status(&source).problems[0].contains("cannot be read"));
+    assert_eq!(source.intent().borrow().frontends.len(), 3);
+    fs::write(&path, GOOD).unwrap();
+    source.poll();
+    source.poll();
+    assert!(status(&source).ok);
+}
+
+#[test]
+fn agent_settings_wait_for_a_restart_while_the_rest_counts() {
+    let text = GOOD.replace("[eth0]", "[eth1]\n  vni: 5").replace("198.51.100.3", "198.51.100.4");
+    let source = after(&text);
+    let status = status(&source);
+    assert!(!status.ok);
+    assert!(status.problems[0].contains("spec.uplinks changed, which needs a restart"));
+    assert!(status.problems[1].contains("spec.vni changed"));
+    let intent = source.intent().borrow().clone();
+    assert_eq!(intent.agent.uplinks, ["eth0"]);
+    assert!(intent.frontends["dns"].addresses[0].to_string().ends_with(".4"));
+}
+
+#[test]
+fn slots_of_a_frontend_that_exists_are_refused_with_all_else() {
+    let text = GOOD.replace("slots: 251", "slots: 509").replace("port: 6443", "port: 6444");
+    let source = after(&text);
+    let problems = status(&source).problems;
+    assert!(problems[0].contains("Frontend/dns spec.slots: 509 slots instead of 251"), "{problems:?}");
+    assert_eq!(source.intent().borrow().frontends["api"].ports[0].port, 6443);
+}
+
+#[test]
+fn a_new_default_of_slots_counts_for_new_frontends_only() {
+    let new = "---\napiVersion: weir.dev/v1alpha1\nkind: Frontend\nmetadata: {name: new}\nspec:\n  \
+               addresses: [198.51.100.9]\n  ports: [{port: 1}]\n  pool: {nodeSelector: {}}\n";
+    let text = GOOD.replace("uplinks: [eth0]", "uplinks: [eth0]\n  defaultSlots: 1021")
+        .replace("  slots: 251\n", "")
+        + new;
+    let source = after(&text);
+    let status = status(&source);
+    assert!(status.ok, "{:?}", status.problems);
+    let intent = source.intent().borrow().clone();
+    let slots = |name: &str| intent.slots(&intent.frontends[name]);
+    assert_eq!((slots("api"), slots("dns"), slots("new")), (4093, 251, 1021));
+}
+
+#[test]
+fn a_reload_judges_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("weir.yaml");
+    fs::write(&path, GOOD).unwrap();
+    let mut source = open(&path);
+    fs::write(&path, "{").unwrap();
+    source.reload();
+    assert!(!status(&source).ok);
+}
