@@ -19,8 +19,9 @@ use tokio::{sync::watch, time::sleep_until};
 use super::{Schedule, Uplink, frames::announcement};
 use crate::netlink::{Netlink, NetlinkError};
 
-/// Between two looks at the proxy entries when nothing changes.
-const PROXY_CHECK: Duration = Duration::from_secs(10);
+/// Between two looks at the proxy entries when nothing changes: the kernel drops them with a link
+/// that is set down.
+const PROXY_CHECK: Duration = Duration::from_secs(5);
 
 /// Announces what `announced` holds until its sender is gone. What is announced then stays with the
 /// data plane: nothing is taken back.
@@ -39,12 +40,13 @@ pub async fn run(mut announced: watch::Receiver<Arc<BTreeMap<IpAddr, Uplink>>>) 
     loop {
         for (vip, uplink) in schedule.take_due(Instant::now()) {
             let sent = send(&socket, uplink.ifindex, &announcement(vip, uplink.mac));
-            failing.note(vip, sent.map_err(|error| error.to_string()));
+            if sent.is_err() {
+                schedule.retry(vip, Instant::now());
+            }
+            failing.note(vip.to_string(), sent);
         }
         if check_at <= Instant::now() {
-            let result = reconcile(&netlink, &wanted).await;
-            failing
-                .note(IpAddr::V6(Ipv6Addr::UNSPECIFIED), result.map_err(|error| error.to_string()));
+            reconcile(&netlink, &wanted, &mut failing).await;
             check_at = Instant::now() + PROXY_CHECK;
         }
         let wake = schedule.next_due().map_or(check_at, |due| due.min(check_at));
@@ -63,10 +65,7 @@ pub async fn run(mut announced: watch::Receiver<Arc<BTreeMap<IpAddr, Uplink>>>) 
 }
 
 /// Adds the proxy entries that are missing and removes ours that nothing explains.
-async fn reconcile(
-    netlink: &Netlink,
-    wanted: &BTreeMap<IpAddr, Uplink>,
-) -> Result<(), NetlinkError> {
+async fn reconcile(netlink: &Netlink, wanted: &BTreeMap<IpAddr, Uplink>, failing: &mut Failing) {
     let wanted: BTreeSet<(u32, Ipv6Addr)> = wanted
         .iter()
         .filter_map(|(vip, uplink)| match vip {
@@ -74,29 +73,36 @@ async fn reconcile(
             IpAddr::V4(_) => None,
         })
         .collect();
-    let have = netlink.own_proxies().await?;
-    for (ifindex, vip) in wanted.difference(&have) {
-        netlink.add_proxy(*ifindex, *vip).await?;
+    let have = match netlink.own_proxies().await {
+        Ok(have) => have,
+        Err(error) => return failing.note("proxy entries".into(), Err(error)),
+    };
+    failing.note("proxy entries".into(), Ok::<_, NetlinkError>(()));
+    for &(ifindex, vip) in wanted.difference(&have) {
+        let added = netlink.add_proxy(ifindex, vip).await;
+        failing.note(format!("proxy entry of {vip}"), added);
     }
-    for (ifindex, vip) in have.difference(&wanted) {
-        netlink.delete_proxy(*ifindex, *vip).await?;
+    for &(ifindex, vip) in have.difference(&wanted) {
+        let deleted = netlink.delete_proxy(ifindex, vip).await;
+        failing.note(format!("proxy entry of {vip}"), deleted);
     }
-    Ok(())
 }
 
 /// What goes wrong again and again is told once.
 #[derive(Default)]
-struct Failing(BTreeMap<IpAddr, String>);
+struct Failing(BTreeMap<String, String>);
 
 impl Failing {
-    fn note(&mut self, vip: IpAddr, result: Result<(), String>) {
+    fn note<E: ToString>(&mut self, what: String, result: Result<(), E>) {
         match result {
             Ok(()) => {
-                self.0.remove(&vip);
+                self.0.remove(&what);
             }
             Err(error) => {
-                if self.0.insert(vip, error.clone()).as_ref() != Some(&error) {
-                    tracing::warn!(%vip, error, "announcement failed");
+                let error = error.to_string();
+                if self.0.get(&what) != Some(&error) {
+                    tracing::warn!(what, error, "announcement failed");
+                    self.0.insert(what, error);
                 }
             }
         }

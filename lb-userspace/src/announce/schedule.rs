@@ -22,6 +22,9 @@ pub const BURST: [Duration; 4] = [
 /// Between announcements after the burst.
 pub const REPEAT: Duration = Duration::from_secs(30);
 
+/// Until the burst begins anew after an announcement that could not be sent.
+pub const RETRY: Duration = Duration::from_secs(1);
+
 /// All VIPs that are announced here and when each is due.
 #[derive(Debug, Default)]
 pub struct Schedule {
@@ -63,6 +66,15 @@ impl Schedule {
             };
         }
         due
+    }
+
+    /// An announcement was not sent, as the interface is down perhaps: its burst begins anew later.
+    pub fn retry(&mut self, vip: IpAddr, now: Instant) {
+        if let Some(entry) = self.vips.get_mut(&vip) {
+            entry.since = now + RETRY;
+            entry.sent = 0;
+            entry.due = entry.since + BURST[0];
+        }
     }
 
     /// When something is due next; None: nothing is announced.
@@ -112,6 +124,15 @@ mod tests {
             .map(|(vip, up)| (vip.to_string(), up.ifindex))
             .collect();
         assert_eq!(due, [("192.0.2.3".into(), 2), ("2001:db8::1".into(), 3)]);
+    }
+
+    #[test]
+    fn what_could_not_be_sent_begins_its_burst_anew() {
+        let (mut schedule, start) = (Schedule::default(), Instant::now());
+        schedule.set(&announced(&[("192.0.2.1", 2)]), start);
+        schedule.take_due(start);
+        schedule.retry("192.0.2.1".parse().unwrap(), start);
+        assert_eq!(times(&mut schedule, start, Duration::from_secs(3)), [1000, 1100, 1500, 2000]);
     }
 
     #[test]

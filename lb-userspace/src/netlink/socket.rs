@@ -342,3 +342,61 @@ fn read(socket: libc::c_int, scrap: &mut [u8]) -> bool {
         unsafe { libc::recv(socket, scrap.as_mut_ptr().cast(), scrap.len(), libc::MSG_DONTWAIT) };
     read >= 0 || io::Error::last_os_error().raw_os_error() == Some(libc::ENOBUFS)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
+
+    fn neighbour(state: NeighbourState) -> Neighbour {
+        let mut message = NeighbourMessage::default();
+        message.header.state = state;
+        message.attributes = vec![
+            NeighbourAttribute::LinkLayerAddress(MAC.to_vec()),
+            NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed),
+        ];
+        read_neighbour(&message)
+    }
+
+    #[test]
+    fn a_neighbour_keeps_its_mac_while_the_kernel_would_send_to_it() {
+        use NeighbourState::{Delay, Failed, Incomplete, None, Permanent, Probe, Reachable, Stale};
+        for state in [Reachable, Stale, Delay, Probe, Permanent] {
+            assert_eq!(neighbour(state).mac, Some(MAC), "{state}");
+        }
+        for state in [None, Incomplete, Failed] {
+            assert_eq!(neighbour(state).mac, Option::None, "{state}");
+        }
+        assert!(neighbour(Permanent).fixed && !neighbour(Stale).fixed && neighbour(Stale).managed);
+    }
+
+    fn route(kind: RouteType, attributes: Vec<RouteAttribute>) -> Option<Route> {
+        let mut message = RouteMessage::default();
+        message.header.kind = kind;
+        message.attributes = attributes;
+        read_route(&message)
+    }
+
+    #[test]
+    fn routes_name_interface_gateway_of_either_family_and_mtu() {
+        let metrics = RouteAttribute::Metrics(vec![RouteMetric::Advmss(1), RouteMetric::Mtu(1400)]);
+        let gateway: Ipv6Addr = "fe80::1".parse().unwrap();
+        let via = RouteAttribute::Via(RouteVia::Inet6(gateway));
+        let read = route(RouteType::Unicast, vec![RouteAttribute::Oif(4), via, metrics]);
+        assert_eq!(
+            read,
+            Some(Route { ifindex: 4, gateway: Some(gateway.into()), mtu: Some(1400) })
+        );
+        let on_link = route(RouteType::Unicast, vec![RouteAttribute::Oif(4)]);
+        assert_eq!(on_link, Some(Route { ifindex: 4, gateway: None, mtu: None }));
+    }
+
+    #[test]
+    fn routes_that_lead_to_nobody_are_none() {
+        for kind in [RouteType::Local, RouteType::BlackHole, RouteType::Unreachable] {
+            assert_eq!(route(kind, vec![RouteAttribute::Oif(1)]), None, "{kind:?}");
+        }
+        assert_eq!(route(RouteType::Unicast, vec![]), None);
+    }
+}
