@@ -38,11 +38,14 @@ impl Delta {
 
     #[inline(always)]
     pub fn replace_addr(self, old: &Addr, new: &Addr) -> Self {
-        let (old, new) = (old.words(), new.words());
-        self.replace32(old[0], new[0])
-            .replace32(old[1], new[1])
-            .replace32(old[2], new[2])
-            .replace32(old[3], new[3])
+        let (old, new) = (old.halves(), new.halves());
+        self.replace64(old[0], new[0]).replace64(old[1], new[1])
+    }
+
+    #[inline(always)]
+    const fn replace64(self, old: u64, new: u64) -> Self {
+        self.replace32(old as u32, new as u32)
+            .replace32((old >> 32) as u32, (new >> 32) as u32)
     }
 
     /// The new value of a checksum field (RFC 1624 eqn. 3).
@@ -69,17 +72,18 @@ impl Delta {
 /// address plus a constant, so the families are told apart.
 #[inline(always)]
 pub fn pseudo_header(source: &Addr, destination: &Addr, proto: u8, length: u16) -> u64 {
-    let mut sum = (proto as u16).to_be() as u64 + length.to_be() as u64;
-    let (source, destination) = (source.words(), destination.words());
-    if source[0] == 0 && source[1] == 0 {
-        return sum + source[3] as u64 + destination[3] as u64;
+    let sum = (proto as u16).to_be() as u64 + length.to_be() as u64;
+    if source.is_v4() {
+        return sum + source.v4_word() as u64 + destination.v4_word() as u64;
     }
-    let mut i = 0;
-    while i < 4 {
-        sum += source[i] as u64 + destination[i] as u64;
-        i += 1;
-    }
-    sum
+    sum + addr(source) + addr(destination)
+}
+
+/// Sum of an address's words.
+#[inline(always)]
+pub fn addr(addr: &Addr) -> u64 {
+    let [first, second] = addr.halves();
+    (first & 0xffff_ffff) + (first >> 32) + (second & 0xffff_ffff) + (second >> 32)
 }
 
 #[cfg(test)]

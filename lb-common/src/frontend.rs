@@ -15,14 +15,14 @@ pub struct Endpoint {
     pub port: Port,
     pub proto: u8,
     /// Always zero: keys are compared byte by byte.
-    pub pad: u8,
+    pub pad: [u8; 5],
 }
-const _: () = assert!(size_of::<Endpoint>() == 20);
+const _: () = assert!(size_of::<Endpoint>() == 24);
 
 impl Endpoint {
     #[inline(always)]
     pub const fn new(addr: Addr, port: Port, proto: u8) -> Self {
-        Self { addr, port, proto, pad: 0 }
+        Self { addr, port, proto, pad: [0; 5] }
     }
 }
 
@@ -60,9 +60,9 @@ pub const FILTER_WORDS: u32 = 1024;
 /// Where an address stands in `VIP_FILTER`: (word, bit mask).
 #[inline(always)]
 pub fn filter_position(addr: &Addr) -> (u32, u64) {
-    let words = addr.words();
-    let mixed = (words[0] ^ words[1].rotate_left(11) ^ words[2].rotate_left(22) ^ words[3])
-        .wrapping_mul(0x9e37_79b1);
+    let [first, second] = addr.halves();
+    let folded = first.rotate_left(23) ^ second;
+    let mixed = ((folded ^ folded >> 32) as u32).wrapping_mul(0x9e37_79b1);
     (mixed >> 22, 1 << ((mixed >> 16) & 63))
 }
 

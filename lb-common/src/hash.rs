@@ -11,42 +11,27 @@ use crate::{
 /// An IPv4 flow is two words, an IPv6 flow five: the mapped prefix carries nothing.
 #[inline(always)]
 pub fn flow_hash(key: &[u64; 2], flow: &Flow) -> u64 {
-    let (client, vip) = (flow.client.words(), flow.vip.words());
     let ports = (flow.client_port.wire() as u64) << 48
         | (flow.vip_port.wire() as u64) << 32
         | flow.proto as u64;
     let state = Sip13::new(key[0], key[1]);
     if flow.vip.is_v4() {
-        return state.word(pair(client[3], vip[3])).word(ports).finish();
+        let addresses = (flow.client.v4_word() as u64) << 32 | flow.vip.v4_word() as u64;
+        return state.word(addresses).word(ports).finish();
     }
-    state
-        .word(pair(client[0], client[1]))
-        .word(pair(client[2], client[3]))
-        .word(pair(vip[0], vip[1]))
-        .word(pair(vip[2], vip[3]))
-        .word(ports)
-        .finish()
+    feed(feed(state, &flow.client), &flow.vip).word(ports).finish()
 }
 
 /// The hash for client affinity: of the client's address alone.
 #[inline(always)]
 pub fn client_hash(key: &[u64; 2], client: &Addr) -> u64 {
-    let words = client.words();
-    Sip13::new(key[0], key[1])
-        .word(pair(words[0], words[1]))
-        .word(pair(words[2], words[3]))
-        .finish()
+    feed(Sip13::new(key[0], key[1]), client).finish()
 }
 
 /// 16-bit name of a backend in the tunnel header's list of those visited. Never 0, which marks an
 /// empty place.
 pub fn fingerprint(key: &[u64; 2], addr: &Addr, port: Port) -> u16 {
-    let words = addr.words();
-    let hash = Sip13::new(key[0], key[1])
-        .word(pair(words[0], words[1]))
-        .word(pair(words[2], words[3]))
-        .word(port.wire() as u64)
-        .finish();
+    let hash = feed(Sip13::new(key[0], key[1]), addr).word(port.wire() as u64).finish();
     (hash as u16).max(1)
 }
 
@@ -56,10 +41,10 @@ pub const fn slot_of(hash: u64, slots: u32) -> u32 {
     ((hash & 0xffff_ffff) * slots as u64 >> 32) as u32
 }
 
-/// Two words as memory holds them. All that weir runs on is little-endian.
 #[inline(always)]
-const fn pair(first: u32, second: u32) -> u64 {
-    (first as u64) << 32 | second as u64
+const fn feed(state: Sip13, addr: &Addr) -> Sip13 {
+    let [first, second] = addr.halves();
+    state.word(first).word(second)
 }
 
 #[cfg(test)]

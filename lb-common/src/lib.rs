@@ -24,6 +24,8 @@ macro_rules! map_types {
     )+};
 }
 
+pub use bytemuck;
+
 pub mod abi;
 pub mod arrival;
 pub mod backend;

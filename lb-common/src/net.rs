@@ -6,54 +6,57 @@ use bytemuck::{Pod, Zeroable};
 
 /// IPv6 address, or IPv4 address mapped into `::ffff:0:0/96` (RFC 4291 2.5.5.2).
 ///
-/// Four words whose bytes in memory are the sixteen bytes of the wire, so that BPF compares and
-/// copies words and not bytes.
+/// Two words whose bytes in memory are the sixteen bytes of the wire, so that BPF compares and
+/// copies words and not bytes. All that weir runs on is little-endian: the first byte of the wire is
+/// the lowest of its word.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd, Pod, Zeroable)]
 pub struct Addr {
-    words: [u32; 4],
+    halves: [u64; 2],
 }
 
-/// Third word of every mapped IPv4 address.
-const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+/// Lower half of the second word of every mapped IPv4 address.
+const MAPPED: u32 = u32::from_le_bytes([0, 0, 0xff, 0xff]);
 
 impl Addr {
+    pub const UNSET: Self = Self { halves: [0; 2] };
+
     #[inline(always)]
-    pub const fn from_words(words: [u32; 4]) -> Self {
-        Self { words }
+    pub const fn from_halves(halves: [u64; 2]) -> Self {
+        Self { halves }
     }
 
     /// From the four bytes of an IPv4 address, as one word in memory order.
     #[inline(always)]
     pub const fn from_v4_word(word: u32) -> Self {
-        Self { words: [0, 0, MAPPED, word] }
+        Self { halves: [0, (word as u64) << 32 | MAPPED as u64] }
     }
 
     #[inline(always)]
-    pub const fn words(&self) -> &[u32; 4] {
-        &self.words
+    pub const fn halves(&self) -> [u64; 2] {
+        self.halves
     }
 
     /// The IPv4 address in memory order; meaningful only where [`Self::is_v4`].
     #[inline(always)]
     pub const fn v4_word(&self) -> u32 {
-        self.words[3]
+        (self.halves[1] >> 32) as u32
     }
 
     #[inline(always)]
     pub const fn is_v4(&self) -> bool {
-        self.words[0] == 0 && self.words[1] == 0 && self.words[2] == MAPPED
+        self.halves[0] == 0 && self.halves[1] as u32 == MAPPED
     }
 
     /// `::`, which no map key uses.
     #[inline(always)]
     pub const fn is_unset(&self) -> bool {
-        self.words[0] == 0 && self.words[1] == 0 && self.words[2] == 0 && self.words[3] == 0
+        self.halves[0] | self.halves[1] == 0
     }
 
     /// The sixteen bytes of the wire.
     pub fn octets(&self) -> [u8; 16] {
-        bytemuck::cast(self.words)
+        bytemuck::cast(self.halves)
     }
 
     pub fn to_ip(self) -> IpAddr {
@@ -63,7 +66,7 @@ impl Addr {
 
 impl From<[u8; 16]> for Addr {
     fn from(octets: [u8; 16]) -> Self {
-        Self { words: bytemuck::cast(octets) }
+        Self { halves: bytemuck::cast(octets) }
     }
 }
 

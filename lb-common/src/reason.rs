@@ -92,6 +92,7 @@ reasons! {
     IcmpIgnored = 31, Dropped, "icmp_ignored", "An ICMP message to a VIP that asks for no answer.";
     NoChecksum = 32, Dropped, "no_checksum", "An IPv6 UDP packet for a VIP without a checksum (RFC 8200 8.1).";
     ForeignSeed = 33, Handled, "foreign_seed", "A tunnel packet from a member with another seed; delivered, counted beside its fate.";
+    StrayReset = 34, Dropped, "stray_reset", "An RST for a VIP that leads nowhere; an RST is never answered.";
 }
 
 /// Number of reasons: entries of `REASON_COUNTERS`.

@@ -123,6 +123,11 @@ fn flags(source: &Path, linker: &Path) -> Vec<String> {
         format!("-Ctarget-cpu={BPF_CPU}"),
         "-Cdebuginfo=2".into(),
         "-Clink-arg=--btf".into(),
+        // Headers are not aligned; all machines that weir runs on read words at any address, and
+        // the verifier lets them. Without this every word of a header is four byte loads.
+        "-Clink-arg=--cpu-features=+allows-misaligned-mem-access".into(),
+        // On the stack the verifier does insist on alignment, so stores must not be merged there.
+        "-Clink-arg=--llvm-args=-combiner-store-merging=false".into(),
     ]
 }
 

@@ -36,7 +36,7 @@ header!(
     flags: u8,
     reserved: u16,
     seed_tag: [u8; 8],
-    backend: [u32; 4],
+    backend: Addr,
     backend_port: Be16,
     /// Fingerprints of backends visited, 0 for an empty place.
     visited: [u16; VISITED],
@@ -44,7 +44,7 @@ header!(
 
 header!(
     /// Body of [`kind::PROBE`] and [`kind::PROBE_ANSWER`]. A probe fills version, seed tag and
-    /// nonce; the answer returns them and fills the rest.
+    /// nonce; the answer returns the nonce and fills in the rest with its own.
     Probe, 44 {
     version: u8,
     reserved: u8,
@@ -121,7 +121,7 @@ pub const fn vni_word(vni: u32) -> Be32 {
 impl Data {
     #[inline(always)]
     pub const fn backend_addr(&self) -> Addr {
-        Addr::from_words(self.backend)
+        self.backend
     }
 
     #[inline(always)]

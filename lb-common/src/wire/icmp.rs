@@ -1,6 +1,7 @@
 //! ICMP (RFC 792), ICMPv6 (RFC 4443), neighbour discovery (RFC 4861).
 
 use super::{Be16, header};
+use crate::net::Addr;
 
 header!(
     /// The eight bytes that all messages start with; `rest` depends on the type.
@@ -15,7 +16,7 @@ header!(
     /// Neighbour solicitation and advertisement without options (RFC 4861 4.3, 4.4).
     Neighbour, 24 {
     icmp: Icmp,
-    target: [u32; 4],
+    target: Addr,
 });
 
 header!(

@@ -1,6 +1,7 @@
 //! IPv6 and its extension headers (RFC 8200).
 
 use super::{Be16, header};
+use crate::net::Addr;
 
 header!(Ipv6, 40 {
     /// 6, and the upper half of the traffic class.
@@ -11,8 +12,8 @@ header!(Ipv6, 40 {
     payload_length: Be16,
     next_header: u8,
     hop_limit: u8,
-    source: [u32; 4],
-    destination: [u32; 4],
+    source: Addr,
+    destination: Addr,
 });
 
 impl Ipv6 {

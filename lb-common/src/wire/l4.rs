@@ -22,6 +22,14 @@ header!(Udp, 8 {
     checksum: Be16,
 });
 
+header!(
+    /// The MSS option, and the start of any other (RFC 9293 3.2).
+    Mss, 4 {
+    kind: u8,
+    length: u8,
+    value: Be16,
+});
+
 /// TCP option kinds (RFC 9293 3.1).
 pub mod option {
     pub const END: u8 = 0;

@@ -1,0 +1,230 @@
+//! Chooses the node that a client's packet goes to.
+//!
+//! Reads the frontend's slot and returns its owner. Never writes a map of flows: whether a flow is
+//! known is `receive`'s business. Runs on every packet of every uplink, so traffic that is not ours
+//! leaves after one look at a bitmap.
+//!
+//! Invariant: a slot's owner is a living backend id or 0; 0 means "none" and is refused.
+
+use lb_common::{
+    backend::BackendId,
+    frontend::Endpoint,
+    hash::{client_hash, flow_hash, slot_of},
+    net::{Addr, Flow, proto},
+    reason::Reason,
+    service::flags,
+    wire::{eth::ethertype, icmp, ipv4::{FRAGMENT_MASK, Ipv4}, ipv6::Ipv6, l4::Udp},
+};
+
+use crate::{
+    echo,
+    frame::{Frame, View},
+    maps::{self, setting},
+    neighbour,
+    parse::{Ip, Link},
+    receive, refuse, tunnel,
+    verdict::{Fate, Verdict},
+};
+
+/// First half of `ff02::/64`, under which neighbour solicitations are sent.
+const LINK_LOCAL_MULTICAST: u64 = u64::from_le_bytes([0xff, 0x02, 0, 0, 0, 0, 0, 0]);
+
+/// Plain IPv4 header without options.
+const PLAIN_V4: u8 = 0x45;
+
+/// What a frame is, at first sight.
+enum Sight {
+    NotOurs,
+    Arp,
+    Solicitation,
+    Tunnel,
+    /// The destination may be a VIP.
+    Vip,
+}
+
+/// Decides on one frame.
+#[inline(always)]
+pub fn ingress(frame: &mut Frame) -> Fate {
+    let view = frame.view();
+    let Ok(link) = Link::read(&view) else {
+        return Fate::NOT_OURS;
+    };
+    match sight(&view, &link) {
+        Sight::NotOurs => Fate::NOT_OURS,
+        Sight::Vip => to_vip(frame, &link),
+        Sight::Tunnel => receive::tunnelled(frame, &link),
+        Sight::Arp => neighbour::arp(frame, &link),
+        Sight::Solicitation => neighbour::solicitation(frame, &link),
+    }
+}
+
+#[inline(always)]
+fn sight(view: &View<'_>, link: &Link) -> Sight {
+    match link.ethertype {
+        ethertype::IPV4 => sight_v4(view, link.l3),
+        ethertype::IPV6 => sight_v6(view, link.l3),
+        ethertype::ARP => Sight::Arp,
+        _ => Sight::NotOurs,
+    }
+}
+
+#[inline(always)]
+fn sight_v4(view: &View<'_>, l3: usize) -> Sight {
+    let Ok(ip) = view.at::<Ipv4>(l3) else {
+        return Sight::NotOurs;
+    };
+    let destination = Addr::from_v4_word(ip.destination);
+    if maps::may_be_vip(&destination) {
+        return Sight::Vip;
+    }
+    let plain_udp = ip.proto == proto::UDP
+        && ip.version_ihl == PLAIN_V4
+        && ip.fragment & FRAGMENT_MASK == 0;
+    if plain_udp && is_tunnel_port(view, l3 + size_of::<Ipv4>()) && destination == setting::own_v4()
+    {
+        return Sight::Tunnel;
+    }
+    Sight::NotOurs
+}
+
+#[inline(always)]
+fn sight_v6(view: &View<'_>, l3: usize) -> Sight {
+    let Ok(ip) = view.at::<Ipv6>(l3) else {
+        return Sight::NotOurs;
+    };
+    let destination = ip.destination;
+    if maps::may_be_vip(&destination) {
+        return Sight::Vip;
+    }
+    match ip.next_header {
+        proto::UDP
+            if is_tunnel_port(view, l3 + size_of::<Ipv6>())
+                && destination == setting::own_v6() =>
+        {
+            Sight::Tunnel
+        }
+        proto::ICMPV6 if destination.halves()[0] == LINK_LOCAL_MULTICAST => Sight::Solicitation,
+        _ => Sight::NotOurs,
+    }
+}
+
+#[inline(always)]
+fn is_tunnel_port(view: &View<'_>, l4: usize) -> bool {
+    view.at::<Udp>(l4).is_ok_and(|udp| udp.destination == setting::tunnel_port().wire())
+}
+
+/// A packet whose destination may be a VIP.
+#[inline(always)]
+fn to_vip(frame: &mut Frame, link: &Link) -> Fate {
+    // The switch may flood frames for other hosts, which forward them themselves.
+    if maps::uplink(frame.ifindex()).is_none_or(|uplink| uplink.mac != link.destination) {
+        return Fate::NOT_OURS;
+    }
+    let length = frame.total_len();
+    let view = frame.view();
+    match Ip::read(&view, link.l3, link.ethertype, length) {
+        Ok(ip) if ip.fragment => drop_if_vip(&ip.destination, Reason::Fragment),
+        Ok(ip) if ip.proto == proto::TCP || ip.proto == proto::UDP => match ip.ports(&view) {
+            Ok((client_port, vip_port)) => {
+                let flow = Flow {
+                    client: ip.source,
+                    vip: ip.destination,
+                    client_port,
+                    vip_port,
+                    proto: ip.proto,
+                };
+                to_frontend(frame, link, &ip, &flow)
+            }
+            Err(reason) => drop_if_vip(&ip.destination, reason),
+        },
+        Ok(ip) => without_ports(frame, link, &ip),
+        Err(reason) => match destination(&view, link) {
+            Some(destination) => drop_if_vip(&destination, reason),
+            None => Fate::NOT_OURS,
+        },
+    }
+}
+
+#[inline(always)]
+fn destination(view: &View<'_>, link: &Link) -> Option<Addr> {
+    if link.ethertype == ethertype::IPV6 {
+        return Some(view.at::<Ipv6>(link.l3).ok()?.destination);
+    }
+    Some(Addr::from_v4_word(view.at::<Ipv4>(link.l3).ok()?.destination))
+}
+
+/// What cannot be carried is dropped for a VIP and none of our business otherwise.
+#[inline(never)]
+fn drop_if_vip(destination: &Addr, reason: Reason) -> Fate {
+    Fate::of(match maps::vip(destination) {
+        Some(_) => Err(reason),
+        None => Ok(Verdict::NotOurs),
+    })
+}
+
+/// TCP or UDP for what may be a VIP.
+#[inline(always)]
+fn to_frontend(frame: &mut Frame, link: &Link, ip: &Ip, flow: &Flow) -> Fate {
+    let key = Endpoint::new(flow.vip, flow.vip_port, flow.proto);
+    let Some(frontend) = maps::frontend(&key) else {
+        return match maps::vip(&flow.vip) {
+            Some(_) => refuse::refuse(frame, link, ip, Reason::RefusedNoFrontend),
+            None => Fate::NOT_OURS,
+        };
+    };
+    let service = frontend.outside;
+    let bytes = ip.length;
+    maps::count_service(service, bytes);
+    let Some(record) = maps::record(service) else {
+        return refuse::refuse(frame, link, ip, Reason::RefusedNoBackend);
+    };
+    let key = setting::flow_key();
+    let hash = if record.flags & flags::CLIENT_AFFINITY != 0 {
+        client_hash(&key, &flow.client)
+    } else {
+        flow_hash(&key, flow)
+    };
+    let owner = match record.owners {
+        0 => BackendId::NONE,
+        first => maps::owner(first, slot_of(hash, record.slots)),
+    };
+    if owner == BackendId::NONE {
+        if record.flags & flags::LOCAL_ONLY != 0 {
+            return Fate::of(Err(Reason::LocalOnly));
+        }
+        return refuse::refuse(frame, link, ip, Reason::RefusedNoBackend);
+    }
+    let Some(backend) = maps::backend(owner) else {
+        return Fate::of(Err(Reason::StaleOwner));
+    };
+    maps::count_backend(owner, bytes);
+    if backend.node != 0 {
+        return tunnel::send(frame, link, ip, backend, hash);
+    }
+    let place = receive::Place { service, id: owner, addr: backend.addr, port: backend.port };
+    receive::deliver(frame, ip, flow, &place)
+}
+
+/// ICMP, ICMPv6 and protocols that are not balanced.
+#[inline(never)]
+fn without_ports(frame: &mut Frame, link: &Link, ip: &Ip) -> Fate {
+    let Some(vip) = maps::vip(&ip.destination) else {
+        return Fate::NOT_OURS;
+    };
+    let is_icmp = ip.proto == if ip.v6 { proto::ICMPV6 } else { proto::ICMP };
+    if !is_icmp {
+        return refuse::refuse(frame, link, ip, Reason::RefusedNoFrontend);
+    }
+    let kind = match frame.view().at::<icmp::Icmp>(ip.l4) {
+        Ok(message) => message.kind,
+        Err(reason) => return Fate::of(Err(reason)),
+    };
+    match (ip.v6, kind) {
+        // Unicast: a neighbour confirms what it knows (RFC 4861 7.3.3).
+        (true, icmp::v6::SOLICITATION) => neighbour::solicitation(frame, link),
+        (true, icmp::v6::ECHO) | (false, icmp::v4::ECHO) => {
+            Fate::of(echo::answer(frame, link, ip, &vip))
+        }
+        _ => Fate::of(Err(Reason::IcmpIgnored)),
+    }
+}

@@ -1,0 +1,345 @@
+//! All map statics and typed accessors: the only file that dereferences map values.
+//!
+//! Values are copied out at once, because the element behind a pointer may be reused by the next
+//! insert; only arrivals and counters are changed in place.
+
+use core::arch::asm;
+
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    helpers::generated::{bpf_ktime_get_boot_ns, bpf_ktime_get_coarse_ns},
+    macros::btf_map,
+};
+use lb_common::{
+    abi::{BLOCK_SLOTS, capacity},
+    arrival::{Arrival, ArrivalKey, Tick},
+    backend::{Backend, BackendId},
+    frontend::{self, Endpoint, FILTER_WORDS, Frontend, Vip},
+    globals::{Settings, state},
+    hop::{Hop, Member, Uplink, Uplinks},
+    net::{Addr, Port},
+    reason::{Counter, REASONS},
+    service::{OwnerBlock, Record, ServiceWord},
+};
+
+const MMAP: usize = BPF_F_MMAPABLE as usize;
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+const SERVICES_CAPACITY: usize = 2 * capacity::FRONTENDS as usize;
+
+#[btf_map]
+static FRONTENDS: HashMap<Endpoint, Frontend, { capacity::FRONTENDS as usize }, NO_PREALLOC> =
+    HashMap::new();
+#[btf_map]
+static FRONTEND_OF: Array<Endpoint, SERVICES_CAPACITY> = Array::new();
+#[btf_map]
+static SERVICES: Array<u64, SERVICES_CAPACITY, MMAP> = Array::new();
+#[btf_map]
+static RECORDS: Array<Record, { 2 * SERVICES_CAPACITY }, MMAP> = Array::new();
+#[btf_map]
+static OWNERS: Array<OwnerBlock, { capacity::OWNER_BLOCKS as usize }, MMAP> = Array::new();
+#[btf_map]
+static BACKENDS: Array<Backend, { capacity::BACKENDS as usize }, MMAP> = Array::new();
+#[btf_map]
+static LOCAL_BACKENDS: HashMap<
+    Endpoint,
+    BackendId,
+    { 2 * capacity::BACKENDS as usize },
+    NO_PREALLOC,
+> = HashMap::new();
+#[btf_map]
+static HOPS: Array<Hop, { capacity::NODES as usize }, MMAP> = Array::new();
+#[btf_map]
+static VIPS: HashMap<Addr, Vip, { capacity::VIPS as usize }, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+static VIP_FILTER: Array<u64, { FILTER_WORDS as usize }, MMAP> = Array::new();
+#[btf_map]
+static UPLINKS: Array<Uplinks, 1> = Array::new();
+#[btf_map]
+static MEMBERS: HashMap<Addr, Member, { 2 * capacity::NODES as usize }, NO_PREALLOC> =
+    HashMap::new();
+#[btf_map]
+static OPENING: LruHashMap<ArrivalKey, Arrival, { capacity::OPENING as usize }> =
+    LruHashMap::new();
+#[btf_map]
+static ESTABLISHED: LruHashMap<ArrivalKey, Arrival, { capacity::ESTABLISHED as usize }> =
+    LruHashMap::new();
+#[btf_map]
+static DATAGRAMS: LruHashMap<ArrivalKey, Arrival, { capacity::DATAGRAMS as usize }> =
+    LruHashMap::new();
+#[btf_map]
+static STATE: Array<u64, { state::ENTRIES as usize }, MMAP> = Array::new();
+#[btf_map]
+static SERVICE_COUNTERS: PerCpuArray<Counter, SERVICES_CAPACITY> = PerCpuArray::new();
+#[btf_map]
+static BACKEND_COUNTERS: PerCpuArray<Counter, { capacity::BACKENDS as usize }> =
+    PerCpuArray::new();
+#[btf_map]
+static REASON_COUNTERS: PerCpuArray<Counter, { REASONS as usize }> = PerCpuArray::new();
+/// Refusals sent by this CPU in the window that began at the first word.
+#[btf_map]
+static REFUSALS: PerCpuArray<[u64; 2], 1> = PerCpuArray::new();
+
+/// Set by the loader, then frozen. Read field by field, and volatile, so that the compiler does
+/// not take the zeros for constants.
+#[unsafe(no_mangle)]
+static SETTINGS: Settings = Settings {
+    flow_key: [0; 2],
+    seed_tag: [0; 8],
+    own_v4: Addr::UNSET,
+    own_v6: Addr::UNSET,
+    tunnel_port: Port::new(0),
+    reserved: [0; 2],
+    vni: 0,
+};
+
+macro_rules! settings {
+    ($($field:ident: $type:ty),+ $(,)?) => {$(
+        #[inline(always)]
+        pub fn $field() -> $type {
+            // SAFETY: a field of a static that only the loader wrote.
+            unsafe { core::ptr::read_volatile(&raw const SETTINGS.$field) }
+        }
+    )+};
+}
+
+/// Load-time settings, one function a field.
+pub mod setting {
+    use super::{Addr, Port, SETTINGS};
+
+    settings!(
+        flow_key: [u64; 2],
+        seed_tag: [u8; 8],
+        own_v4: Addr,
+        own_v6: Addr,
+        tunnel_port: Port,
+        vni: u32,
+    );
+}
+
+/// The same address, of which the compiler knows nothing. A key is a copy made with this: what is
+/// known of an address (that it is IPv4, say) would else become stores of constants that straddle
+/// two words, and the verifier takes only aligned ones on the stack.
+#[inline(always)]
+fn opaque(addr: &Addr) -> Addr {
+    let [mut first, mut second] = addr.halves();
+    // SAFETY: moves a register to itself.
+    unsafe { asm!("{0} = {0}", inout(reg) first, options(pure, nomem, nostack)) };
+    // SAFETY: as above.
+    unsafe { asm!("{0} = {0}", inout(reg) second, options(pure, nomem, nostack)) };
+    Addr::from_halves([first, second])
+}
+
+#[inline(always)]
+pub fn frontend(key: &Endpoint) -> Option<Frontend> {
+    let key = Endpoint { addr: opaque(&key.addr), ..*key };
+    // SAFETY: copied out at once.
+    unsafe { FRONTENDS.get(&key) }.copied()
+}
+
+#[inline(always)]
+pub fn frontend_of(service: u32) -> Option<Endpoint> {
+    FRONTEND_OF.get(service).copied()
+}
+
+/// The service's current record; none while it has none.
+#[inline(always)]
+pub fn record(service: u32) -> Option<&'static Record> {
+    let word = ServiceWord(*SERVICES.get(service)?);
+    match word.record() {
+        0 => None,
+        record => RECORDS.get(record),
+    }
+}
+
+/// The owner of a slot in the table that starts at block `first`.
+#[inline(always)]
+pub fn owner(first: u32, slot: u32) -> BackendId {
+    match OWNERS.get(first + slot / BLOCK_SLOTS) {
+        Some(block) => BackendId(block[(slot % BLOCK_SLOTS) as usize]),
+        None => BackendId::NONE,
+    }
+}
+
+/// The backend in that life; none where the life has ended.
+#[inline(always)]
+pub fn backend(id: BackendId) -> Option<&'static Backend> {
+    let backend = BACKENDS.get(id.index())?;
+    (backend.id == id).then_some(backend)
+}
+
+#[inline(always)]
+pub fn local_backend(key: &Endpoint) -> Option<BackendId> {
+    let key = Endpoint { addr: opaque(&key.addr), ..*key };
+    // SAFETY: copied out at once.
+    unsafe { LOCAL_BACKENDS.get(&key) }.copied()
+}
+
+#[inline(always)]
+pub fn hop(node: u32) -> Option<&'static Hop> {
+    HOPS.get(node).filter(|hop| hop.ifindex != 0)
+}
+
+#[inline(always)]
+pub fn vip(addr: &Addr) -> Option<Vip> {
+    // SAFETY: copied out at once.
+    unsafe { VIPS.get(&opaque(addr)) }.copied()
+}
+
+/// False proves that the address is no VIP: one array look-up, which all traffic that is not ours
+/// pays.
+#[inline(always)]
+pub fn may_be_vip(addr: &Addr) -> bool {
+    let (word, bit) = frontend::filter_position(addr);
+    VIP_FILTER.get(word).is_some_and(|bits| bits & bit != 0)
+}
+
+/// The uplink of that index.
+#[inline(always)]
+pub fn uplink(ifindex: u32) -> Option<&'static Uplink> {
+    UPLINKS.get(0)?.list.iter().find(|uplink| uplink.ifindex == ifindex)
+}
+
+#[inline(always)]
+pub fn is_member(addr: &Addr) -> bool {
+    // SAFETY: only its presence is looked at.
+    unsafe { MEMBERS.get(&opaque(addr)) }.is_some()
+}
+
+#[inline(always)]
+pub fn state(index: u32) -> u64 {
+    STATE.get(index).copied().unwrap_or(0)
+}
+
+/// The key of a flow's arrival.
+#[inline(always)]
+pub fn arrival_key(client: &Addr, client_port: Port, backend: BackendId) -> ArrivalKey {
+    ArrivalKey::new(opaque(client), client_port, backend)
+}
+
+/// One of the three maps of arrivals.
+#[derive(Clone, Copy)]
+pub struct Arrivals<const ENTRIES: usize>(
+    &'static LruHashMap<ArrivalKey, Arrival, ENTRIES>,
+);
+
+pub const fn opening() -> Arrivals<{ capacity::OPENING as usize }> {
+    Arrivals(&OPENING)
+}
+
+pub const fn established() -> Arrivals<{ capacity::ESTABLISHED as usize }> {
+    Arrivals(&ESTABLISHED)
+}
+
+pub const fn datagrams() -> Arrivals<{ capacity::DATAGRAMS as usize }> {
+    Arrivals(&DATAGRAMS)
+}
+
+impl<const ENTRIES: usize> Arrivals<ENTRIES> {
+    #[inline(always)]
+    pub fn get(self, key: &ArrivalKey) -> Option<Arrival> {
+        // SAFETY: copied out at once.
+        unsafe { self.0.get(key) }.copied()
+    }
+
+    /// Changes what is known in place; the fields are words, so a reader sees each whole.
+    /// Returns what was there.
+    #[inline(always)]
+    pub fn update(
+        self,
+        key: &ArrivalKey,
+        change: impl FnOnce(&Arrival) -> Arrival,
+    ) -> Option<Arrival> {
+        let place = self.0.get_ptr_mut(key)?;
+        // SAFETY: the look-up gave a valid element, copied out at once.
+        let before = unsafe { *place };
+        let after = change(&before);
+        if after.seen != before.seen {
+            // SAFETY: the element outlives the program's run; at worst it now serves another flow,
+            // whose time is then a little newer.
+            unsafe { (*place).seen = after.seen };
+        }
+        if after.backend_seq != before.backend_seq {
+            // SAFETY: as above.
+            unsafe { (*place).backend_seq = after.backend_seq };
+        }
+        Some(before)
+    }
+
+    /// A full map evicts, so this fails only under contention; then the next packet tries again.
+    #[inline(always)]
+    pub fn insert(self, key: &ArrivalKey, arrival: &Arrival) {
+        let _ = self.0.insert(key, arrival, 0);
+    }
+
+    #[inline(always)]
+    pub fn remove(self, key: &ArrivalKey) {
+        let _ = self.0.remove(key);
+    }
+}
+
+#[inline(always)]
+fn add(counter: Option<*mut Counter>, bytes: usize) {
+    if let Some(counter) = counter {
+        // SAFETY: this CPU's own element; programs are not interrupted by others of their kind.
+        unsafe { (*counter).packets += 1 };
+        // SAFETY: as above.
+        unsafe { (*counter).bytes += bytes as u64 };
+    }
+}
+
+/// By the reason's number.
+#[inline(always)]
+pub fn count(reason: u32, bytes: usize) {
+    add(REASON_COUNTERS.get_ptr_mut(reason), bytes);
+}
+
+#[inline(always)]
+pub fn count_service(service: u32, bytes: usize) {
+    add(SERVICE_COUNTERS.get_ptr_mut(service), bytes);
+}
+
+#[inline(always)]
+pub fn count_backend(id: BackendId, bytes: usize) {
+    add(BACKEND_COUNTERS.get_ptr_mut(id.index()), bytes);
+}
+
+/// Counts one event against `limit` per `window` ns on this CPU; false when it is used up.
+#[inline(always)]
+pub fn refusal_allowed(window: u64, limit: u64) -> bool {
+    let Some(place) = REFUSALS.get_ptr_mut(0) else {
+        return false;
+    };
+    // SAFETY: this CPU's own element.
+    let [mut start, mut sent] = unsafe { *place };
+    let now = coarse_now();
+    if now.wrapping_sub(start) >= window {
+        (start, sent) = (now, 0);
+    }
+    if sent >= limit {
+        return false;
+    }
+    // SAFETY: as above.
+    unsafe { *place = [start, sent + 1] };
+    true
+}
+
+/// CLOCK_MONOTONIC at the resolution of the tick, in ns.
+#[inline(always)]
+fn coarse_now() -> u64 {
+    // SAFETY: no arguments.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// CLOCK_BOOTTIME in ns, the clock of the agent's heartbeat.
+#[inline(always)]
+pub fn boot_now() -> u64 {
+    // SAFETY: no arguments.
+    unsafe { bpf_ktime_get_boot_ns() }
+}
+
+/// Now, as arrivals note it.
+#[inline(always)]
+pub fn now() -> Tick {
+    Tick::from_nanos(coarse_now())
+}

@@ -1,0 +1,237 @@
+//! From bytes to what the stages look at. Never decides: it says what is there, or the reason why
+//! it cannot be read.
+
+use lb_common::{
+    decide::Segment,
+    net::{Addr, Port, proto},
+    reason::Reason,
+    wire::{
+        eth::{Eth, Vlan, ethertype},
+        ipv4::{FRAGMENT_MASK, Ipv4},
+        ipv6::{Extension, Ipv6},
+        l4::{Tcp, Udp},
+    },
+};
+
+use crate::frame::View;
+
+/// IPv6 extension headers that are walked; more are refused (Linux hosts send none or one).
+const MAX_EXTENSIONS: usize = 4;
+
+/// The Ethernet header with its tags, whole, so that it can be written again elsewhere.
+#[derive(Clone, Copy)]
+pub struct Link {
+    pub destination: [u8; 6],
+    pub source: [u8; 6],
+    /// Type of what the tags and the header carry.
+    pub ethertype: u16,
+    /// Where the IP header starts: 14, 18 or 22.
+    pub l3: usize,
+    /// Types that announce the tags, and the tags; meaningful up to `l3`.
+    pub types: [u16; 2],
+    pub tags: [u16; 2],
+}
+
+impl Link {
+    /// Reads the header and at most two tags (IEEE 802.1ad).
+    #[inline(always)]
+    pub fn read(view: &View<'_>) -> Result<Self, Reason> {
+        let eth = view.at::<Eth>(0)?;
+        let mut link = Self {
+            destination: eth.destination,
+            source: eth.source,
+            ethertype: eth.ethertype,
+            l3: size_of::<Eth>(),
+            types: [0; 2],
+            tags: [0; 2],
+        };
+        if is_tag(link.ethertype) {
+            link.read_tag(view, 0)?;
+            if is_tag(link.ethertype) {
+                link.read_tag(view, 1)?;
+            }
+        }
+        Ok(link)
+    }
+
+    #[inline(always)]
+    fn read_tag(&mut self, view: &View<'_>, index: usize) -> Result<(), Reason> {
+        let vlan = view.at::<Vlan>(self.l3)?;
+        self.types[index] = self.ethertype;
+        self.tags[index] = vlan.tag;
+        self.ethertype = vlan.ethertype;
+        self.l3 += size_of::<Vlan>();
+        Ok(())
+    }
+
+    /// Writes the header again at the start of the frame, tags kept.
+    #[inline(always)]
+    pub fn write(&self, view: &mut View<'_>) -> Result<(), Reason> {
+        let tagged = self.l3 > size_of::<Eth>();
+        *view.at_mut::<Eth>(0)? = Eth {
+            destination: self.destination,
+            source: self.source,
+            ethertype: if tagged { self.types[0] } else { self.ethertype },
+        };
+        if tagged {
+            let twice = self.l3 > size_of::<Eth>() + size_of::<Vlan>();
+            let ethertype = if twice { self.types[1] } else { self.ethertype };
+            *view.at_mut::<Vlan>(size_of::<Eth>())? = Vlan { tag: self.tags[0], ethertype };
+            if twice {
+                *view.at_mut::<Vlan>(size_of::<Eth>() + size_of::<Vlan>())? =
+                    Vlan { tag: self.tags[1], ethertype: self.ethertype };
+            }
+        }
+        Ok(())
+    }
+
+    /// The header of an answer out of the same interface.
+    #[inline(always)]
+    pub fn answer(&self) -> Self {
+        Self { destination: self.source, source: self.destination, ..*self }
+    }
+
+    /// A multicast or broadcast frame.
+    #[inline(always)]
+    pub fn is_group(&self) -> bool {
+        self.destination[0] & 1 != 0
+    }
+}
+
+#[inline(always)]
+fn is_tag(kind: u16) -> bool {
+    kind == ethertype::VLAN || kind == ethertype::QINQ
+}
+
+/// An IP header.
+#[derive(Clone, Copy)]
+pub struct Ip {
+    pub source: Addr,
+    pub destination: Addr,
+    /// Protocol behind the extension headers.
+    pub proto: u8,
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// DSCP and ECN.
+    pub tos: u8,
+    pub v6: bool,
+    pub fragment: bool,
+    pub l3: usize,
+    pub l4: usize,
+    /// Bytes from `l3` to the packet's end, as the header says.
+    pub length: usize,
+}
+
+impl Ip {
+    /// Reads the header at `l3`, options and extension headers included. `frame_length` is that of
+    /// the whole frame, against which the packet's own length is checked.
+    #[inline(always)]
+    pub fn read(
+        view: &View<'_>,
+        l3: usize,
+        ethertype: u16,
+        frame_length: usize,
+    ) -> Result<Self, Reason> {
+        let ip = if ethertype == ethertype::IPV6 {
+            Self::read_v6(view, l3)?
+        } else {
+            Self::read_v4(view, l3)?
+        };
+        if l3 + ip.length > frame_length || ip.l4 > l3 + ip.length {
+            return Err(Reason::Truncated);
+        }
+        Ok(ip)
+    }
+
+    #[inline(always)]
+    fn read_v4(view: &View<'_>, l3: usize) -> Result<Self, Reason> {
+        let header = view.at::<Ipv4>(l3)?;
+        let header_length = (header.version_ihl & 15) as usize * 4;
+        if header.version_ihl >> 4 != 4 || header_length < size_of::<Ipv4>() {
+            return Err(Reason::Truncated);
+        }
+        Ok(Self {
+            source: Addr::from_v4_word(header.source),
+            destination: Addr::from_v4_word(header.destination),
+            proto: header.proto,
+            ttl: header.ttl,
+            tos: header.tos,
+            v6: false,
+            fragment: header.fragment & FRAGMENT_MASK != 0,
+            l3,
+            l4: l3 + header_length,
+            length: u16::from_be(header.total_length) as usize,
+        })
+    }
+
+    #[inline(always)]
+    fn read_v6(view: &View<'_>, l3: usize) -> Result<Self, Reason> {
+        let header = view.at::<Ipv6>(l3)?;
+        if header.version_class >> 4 != 6 {
+            return Err(Reason::Truncated);
+        }
+        let mut ip = Self {
+            source: header.source,
+            destination: header.destination,
+            proto: header.next_header,
+            ttl: header.hop_limit,
+            tos: header.traffic_class(),
+            v6: true,
+            fragment: false,
+            l3,
+            l4: l3 + size_of::<Ipv6>(),
+            length: size_of::<Ipv6>() + u16::from_be(header.payload_length) as usize,
+        };
+        for _ in 0..MAX_EXTENSIONS {
+            match ip.proto {
+                proto::TCP | proto::UDP | proto::ICMPV6 => return Ok(ip),
+                proto::HOP_BY_HOP | proto::ROUTING | proto::DESTINATION_OPTIONS => {
+                    let extension = view.at::<Extension>(ip.l4)?;
+                    ip.proto = extension.next_header;
+                    ip.l4 += 8 + extension.length as usize * 8;
+                }
+                proto::FRAGMENT => {
+                    ip.fragment = true;
+                    return Ok(ip);
+                }
+                proto::AH => return Err(Reason::ExtensionHeaders),
+                // A protocol that is not carried: to be refused, not walked.
+                _ => return Ok(ip),
+            }
+        }
+        match ip.proto {
+            proto::TCP | proto::UDP | proto::ICMPV6 => Ok(ip),
+            _ => Err(Reason::ExtensionHeaders),
+        }
+    }
+
+    /// Source and destination port of TCP or UDP, both headers whole.
+    #[inline(always)]
+    pub fn ports(&self, view: &View<'_>) -> Result<(Port, Port), Reason> {
+        let (source, destination, length) = if self.proto == proto::TCP {
+            let tcp = view.at::<Tcp>(self.l4)?;
+            (tcp.source, tcp.destination, size_of::<Tcp>())
+        } else {
+            let udp = view.at::<Udp>(self.l4)?;
+            if self.v6 && udp.checksum == 0 {
+                return Err(Reason::NoChecksum);
+            }
+            (udp.source, udp.destination, size_of::<Udp>())
+        };
+        if self.l4 + length > self.l3 + self.length {
+            return Err(Reason::Truncated);
+        }
+        Ok((Port::from_wire(source), Port::from_wire(destination)))
+    }
+
+    /// What a TCP header says.
+    #[inline(always)]
+    pub fn segment(&self, view: &View<'_>) -> Result<Segment, Reason> {
+        let tcp = view.at::<Tcp>(self.l4)?;
+        Ok(Segment {
+            flags: tcp.flags,
+            seq: u32::from_be(tcp.seq),
+            ack: u32::from_be(tcp.ack),
+        })
+    }
+}

@@ -1,0 +1,149 @@
+//! Puts a packet into the tunnel to its backend's node.
+
+use lb_common::{
+    abi::TUNNEL_VERSION,
+    backend::Backend,
+    hop::Hop,
+    net::proto,
+    reason::Reason,
+    wire::{
+        eth::ethertype,
+        geneve::{self, DataHeader, OVERHEAD_V4, OVERHEAD_V6, VISITED},
+        ipv4::Ipv4,
+        ipv6::Ipv6,
+        l4::Udp,
+    },
+};
+
+use crate::{
+    frame::Frame,
+    headers, icmp,
+    maps::{self, setting},
+    parse::{Ip, Link},
+    rewrite,
+    verdict::{Fate, Outcome, Verdict},
+};
+
+/// Outer headers over IPv4. One structure, so that one bounds check covers them.
+#[repr(C, packed)]
+#[derive(Clone, Copy, lb_common::bytemuck::Pod, lb_common::bytemuck::Zeroable)]
+#[bytemuck(crate = "lb_common::bytemuck")]
+struct OuterV4 {
+    ip: Ipv4,
+    udp: Udp,
+    tunnel: DataHeader,
+}
+const _: () = assert!(size_of::<OuterV4>() == OVERHEAD_V4 as usize);
+
+/// Outer headers over IPv6.
+#[repr(C, packed)]
+#[derive(Clone, Copy, lb_common::bytemuck::Pod, lb_common::bytemuck::Zeroable)]
+#[bytemuck(crate = "lb_common::bytemuck")]
+struct OuterV6 {
+    ip: Ipv6,
+    udp: Udp,
+    tunnel: DataHeader,
+}
+const _: () = assert!(size_of::<OuterV6>() == OVERHEAD_V6 as usize);
+
+/// Sends the packet to `backend`'s node. `hash` gives the source port, so that fabrics spread flows.
+#[inline(always)]
+pub fn send(frame: &mut Frame, link: &Link, ip: &Ip, backend: &Backend, hash: u64) -> Fate {
+    let Some(hop) = maps::hop(backend.node) else {
+        return Fate::of(Err(Reason::NoHop));
+    };
+    if ip.ttl <= 1 {
+        return Fate::of(Err(Reason::TtlExceeded));
+    }
+    let overhead = if hop.destination.is_v4() { OVERHEAD_V4 } else { OVERHEAD_V6 };
+    if ip.length + overhead as usize > hop.mtu as usize {
+        return icmp::too_big(frame, link, ip, hop.mtu.saturating_sub(overhead));
+    }
+    encapsulate(frame, link, ip, &Way { backend, hop, hash })
+}
+
+/// Where a packet goes on to.
+struct Way<'w> {
+    backend: &'w Backend,
+    hop: &'w Hop,
+    hash: u64,
+}
+
+#[inline(never)]
+fn encapsulate(frame: &mut Frame, link: &Link, ip: &Ip, way: &Way<'_>) -> Fate {
+    Fate::of(try_encapsulate(frame, link, ip, way))
+}
+
+#[inline(always)]
+fn try_encapsulate(frame: &mut Frame, link: &Link, ip: &Ip, way: &Way<'_>) -> Outcome {
+    let Way { backend, hop, hash } = *way;
+    let over_v4 = hop.destination.is_v4();
+    let overhead = if over_v4 { OVERHEAD_V4 } else { OVERHEAD_V6 };
+    rewrite::lower_ttl(&mut frame.view(), ip)?;
+    frame.grow_head(overhead as i32)?;
+    let mut view = frame.view();
+    Link {
+        destination: hop.destination_mac,
+        source: hop.source_mac,
+        ethertype: if over_v4 { ethertype::IPV4 } else { ethertype::IPV6 },
+        ..*link
+    }
+    .write(&mut view)?;
+    let length = ip.length as u16;
+    if over_v4 {
+        let udp_length = length + (OVERHEAD_V4 - 20) as u16;
+        *view.at_mut::<OuterV4>(link.l3)? = OuterV4 {
+            ip: headers::ipv4(&hop.source, &hop.destination, proto::UDP, udp_length + 20, ip.tos),
+            udp: udp(hash, udp_length),
+            tunnel: header(backend, link.ethertype),
+        };
+    } else {
+        let udp_length = length + (OVERHEAD_V6 - 40) as u16;
+        *view.at_mut::<OuterV6>(link.l3)? = OuterV6 {
+            ip: headers::ipv6(&hop.source, &hop.destination, proto::UDP, udp_length, ip.tos),
+            udp: udp(hash, udp_length),
+            tunnel: header(backend, link.ethertype),
+        };
+    }
+    if hop.ifindex == frame.ifindex() {
+        return Ok(Verdict::Transmit(Reason::Forwarded));
+    }
+    Ok(Verdict::Redirect(Reason::Forwarded, hop.ifindex))
+}
+
+/// Checksum 0 over both families: see `wire::geneve`. Source ports are dynamic ones (RFC 6335 6).
+#[inline(always)]
+fn udp(hash: u64, length: u16) -> Udp {
+    Udp {
+        source: (0xc000 | (hash >> 32) as u16).to_be(),
+        destination: setting::tunnel_port().wire(),
+        length: length.to_be(),
+        checksum: 0,
+    }
+}
+
+#[inline(always)]
+fn header(backend: &Backend, inner: u16) -> DataHeader {
+    DataHeader {
+        base: geneve::Geneve {
+            version_length: geneve::VERSION_LENGTH,
+            flags: geneve::CRITICAL,
+            protocol: inner,
+            vni: geneve::vni_word(setting::vni()),
+        },
+        option: geneve::OptionHead {
+            class: geneve::CLASS,
+            kind: geneve::kind::DATA,
+            length: geneve::OPTION_LENGTH,
+        },
+        data: geneve::Data {
+            version: TUNNEL_VERSION,
+            flags: 0,
+            reserved: 0,
+            seed_tag: setting::seed_tag(),
+            backend: backend.addr,
+            backend_port: backend.port.wire(),
+            visited: [0; VISITED],
+        },
+    }
+}

@@ -1,0 +1,74 @@
+//! What the stages decide; the entries translate it and count.
+
+use lb_common::reason::Reason;
+
+/// A packet's fate. `Err` of a stage's result is a drop with its reason.
+#[derive(Clone, Copy)]
+pub enum Verdict {
+    /// Not ours: to the kernel, untouched and uncounted.
+    NotOurs,
+    /// To the kernel.
+    Pass(Reason),
+    /// Out again by the interface it came from.
+    Transmit(Reason),
+    /// Out by another interface.
+    Redirect(Reason, u32),
+}
+
+/// What every stage returns.
+pub type Outcome = Result<Verdict, Reason>;
+
+/// An [`Outcome`] in one register. BPF functions return nothing wider, and stages are functions of
+/// their own where they would not fit together into the 512 bytes of stack.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Fate(u64);
+
+/// What the upper bits of a [`Fate`] say; the lower ones are the reason, or the interface.
+mod action {
+    pub const NOT_OURS: u64 = 0;
+    pub const PASS: u64 = 1;
+    pub const TRANSMIT: u64 = 2;
+    pub const REDIRECT: u64 = 3;
+    pub const DROP: u64 = 4;
+}
+
+impl Fate {
+    pub const NOT_OURS: Self = Self::new(action::NOT_OURS, 0, 0);
+
+    #[inline(always)]
+    const fn new(action: u64, reason: u32, ifindex: u32) -> Self {
+        Self(action << 56 | (reason as u64) << 32 | ifindex as u64)
+    }
+
+    #[inline(always)]
+    pub fn of(outcome: Outcome) -> Self {
+        match outcome {
+            Ok(Verdict::NotOurs) => Self::NOT_OURS,
+            Ok(Verdict::Pass(reason)) => Self::new(action::PASS, reason as u32, 0),
+            Ok(Verdict::Transmit(reason)) => Self::new(action::TRANSMIT, reason as u32, 0),
+            Ok(Verdict::Redirect(reason, ifindex)) => {
+                Self::new(action::REDIRECT, reason as u32, ifindex)
+            }
+            Err(reason) => Self::new(action::DROP, reason as u32, 0),
+        }
+    }
+
+    /// The reason's number; none for what is not ours.
+    #[inline(always)]
+    pub fn reason(self) -> Option<u32> {
+        (self.0 != Self::NOT_OURS.0).then_some((self.0 >> 32) as u32 & 0xff_ffff)
+    }
+
+    /// Gives the packet its fate: `redirect` sends it to an interface.
+    #[inline(always)]
+    pub fn act(self, redirect: impl FnOnce(u32) -> u32) -> u32 {
+        use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
+        match self.0 >> 56 {
+            action::NOT_OURS | action::PASS => XDP_PASS,
+            action::TRANSMIT => XDP_TX,
+            action::REDIRECT => redirect(self.0 as u32),
+            _ => XDP_DROP,
+        }
+    }
+}
