@@ -6,7 +6,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{BuildHasher, Hasher, RandomState},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -14,7 +17,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     sync::{Semaphore, mpsc, watch},
     task::{AbortHandle, JoinSet},
-    time::sleep_until,
+    time::{interval, sleep_until},
 };
 
 use super::{Failure, Prober, Streak};
@@ -32,6 +35,9 @@ const COALESCE: Duration = Duration::from_millis(5);
 /// Changes under way from the tasks; a full queue makes tasks wait, and loses nothing.
 const QUEUE: usize = 1024;
 
+/// Between two looks at whether probes had to wait for their turn.
+const WAIT_REPORT: Duration = Duration::from_secs(60);
+
 /// A change of verdict, from the task that was given this number.
 type Change = (u64, Health);
 
@@ -48,18 +54,19 @@ pub async fn run(
     mut targets: watch::Receiver<Arc<BTreeSet<Target>>>,
     verdicts: watch::Sender<Arc<Verdicts>>,
 ) {
-    let mut checks = Checks {
-        prober: Prober::new(),
-        limit: Arc::new(Semaphore::new(in_flight())),
-        tasks: JoinSet::new(),
-        watched: BTreeMap::new(),
-        names: BTreeMap::new(),
-        next_task: 0,
-    };
     let (sender, mut changes) = mpsc::channel::<Change>(QUEUE);
+    let limit = in_flight();
+    let shared = Arc::new(Shared {
+        prober: Prober::new(),
+        turns: Semaphore::new(limit),
+        waited: AtomicU64::new(0),
+        changes: sender,
+    });
+    let mut checks = Checks::new(shared.clone());
+    let mut wait_report = interval(WAIT_REPORT);
     let mut latest = Verdicts::new();
     let mut published = Instant::now();
-    let mut dirty = checks.follow(&targets.borrow_and_update().clone(), &sender, &mut latest);
+    let mut dirty = checks.follow(&targets.borrow_and_update().clone(), &mut latest);
     loop {
         let publish_at = published + COALESCE;
         tokio::select! {
@@ -73,18 +80,32 @@ pub async fn run(
                     return;
                 }
                 let wanted = targets.borrow_and_update().clone();
-                dirty |= checks.follow(&wanted, &sender, &mut latest);
+                dirty |= checks.follow(&wanted, &mut latest);
             }
             Some((task, health)) = changes.recv() => dirty |= checks.note(task, health, &mut latest),
             Some(_ended) = checks.tasks.join_next() => {}
+            _ = wait_report.tick() => {
+                let waited = shared.waited.swap(0, Ordering::Relaxed);
+                if waited > 0 {
+                    tracing::warn!(waited, limit, "health checks came late: too many in flight");
+                }
+            }
         }
     }
 }
 
+/// What all tasks use.
+struct Shared {
+    prober: Prober,
+    turns: Semaphore,
+    /// Probes that found all turns taken.
+    waited: AtomicU64,
+    changes: mpsc::Sender<Change>,
+}
+
 /// The tasks that probe, one a target.
 struct Checks {
-    prober: Prober,
-    limit: Arc<Semaphore>,
+    shared: Arc<Shared>,
     tasks: JoinSet<()>,
     watched: BTreeMap<Target, Watched>,
     names: BTreeMap<u64, Target>,
@@ -92,13 +113,13 @@ struct Checks {
 }
 
 impl Checks {
+    fn new(shared: Arc<Shared>) -> Self {
+        let (watched, names) = (BTreeMap::new(), BTreeMap::new());
+        Self { shared, tasks: JoinSet::new(), watched, names, next_task: 0 }
+    }
+
     /// Ends what is not wanted, starts what is new. True if a verdict went away.
-    fn follow(
-        &mut self,
-        wanted: &BTreeSet<Target>,
-        changes: &mpsc::Sender<Change>,
-        latest: &mut Verdicts,
-    ) -> bool {
+    fn follow(&mut self, wanted: &BTreeSet<Target>, latest: &mut Verdicts) -> bool {
         let before = latest.len();
         let names = &mut self.names;
         self.watched.retain(|target, watched| {
@@ -117,14 +138,8 @@ impl Checks {
             }
             let task = self.next_task;
             self.next_task += 1;
-            let abort = self.tasks.spawn(watch_target(
-                task,
-                target.clone(),
-                start,
-                self.prober.clone(),
-                self.limit.clone(),
-                changes.clone(),
-            ));
+            let probing = watch_target(self.shared.clone(), task, target.clone(), start);
+            let abort = self.tasks.spawn(probing);
             self.watched.insert(target.clone(), Watched { task, abort });
             self.names.insert(task, target.clone());
             start += START_SPREAD;
@@ -149,21 +164,17 @@ impl Checks {
 }
 
 /// Probes one target until aborted.
-async fn watch_target(
-    task: u64,
-    target: Target,
-    start: Instant,
-    prober: Prober,
-    limit: Arc<Semaphore>,
-    changes: mpsc::Sender<Change>,
-) {
+async fn watch_target(shared: Arc<Shared>, task: u64, target: Target, start: Instant) {
     let mut streak = Streak::new(start);
     let mut local_failure = false;
     loop {
         sleep_until(streak.due().into()).await;
-        let Ok(permit) = limit.acquire().await else { return };
-        let result = prober.probe(target.address, &target.check).await;
-        drop(permit);
+        if shared.turns.available_permits() == 0 {
+            shared.waited.fetch_add(1, Ordering::Relaxed);
+        }
+        let Ok(turn) = shared.turns.acquire().await else { return };
+        let result = shared.prober.probe(target.address, &target.check).await;
+        drop(turn);
         let could_not_ask = matches!(result, Err(Failure::Local(_)));
         if could_not_ask && !local_failure {
             tracing::warn!(target_address = %target.address, error = ?result, "health check not made");
@@ -175,7 +186,7 @@ async fn watch_target(
             Err(Failure::Local(_)) => None,
         };
         if let Some(health) = result.and_then(|result| streak.on_probe(result, &target.check))
-            && changes.send((task, health)).await.is_err()
+            && shared.changes.send((task, health)).await.is_err()
         {
             return;
         }
