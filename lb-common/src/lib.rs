@@ -39,4 +39,6 @@ pub mod net;
 pub mod reason;
 pub mod service;
 pub mod siphash;
+#[cfg(any(feature = "user", test))]
+pub mod table;
 pub mod wire;

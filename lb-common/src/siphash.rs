@@ -1,7 +1,18 @@
-//! SipHash-1-3 (Aumasson, Bernstein: "SipHash: a fast short-input PRF", 2012) over whole words.
-//! The table's scores and the flow hash share it; it compiles for BPF.
+//! SipHash-1-3 (Aumasson, Bernstein: "SipHash: a fast short-input PRF", 2012): the one keyed hash
+//! of the project.
+//!
+//! Flows, slot tables and digests use it, in the BPF programs as in user space: nothing wider than
+//! 64 bits, no allocation, no path that panics. Messages of a fixed shape are fed word by word to
+//! [`Sip13`]; [`hash`] takes a slice.
 
-/// State between words. The length byte of the paper's last block counts the bytes fed.
+/// The two words of a 16-byte key, as the paper reads it.
+#[inline]
+pub const fn key(bytes: &[u8; 16]) -> [u64; 2] {
+    let (words, _) = bytes.as_chunks::<8>();
+    [u64::from_le_bytes(words[0]), u64::from_le_bytes(words[1])]
+}
+
+/// State between words: a value, so that a common beginning is fed once and continued often.
 #[derive(Clone, Copy, Debug)]
 pub struct Sip13 {
     v: [u64; 4],
@@ -45,16 +56,43 @@ impl Sip13 {
         self.v[3] ^= word;
         self = self.round();
         self.v[0] ^= word;
-        self.words += 1;
+        self.words = self.words.wrapping_add(1);
         self
     }
 
+    /// The hash of all words fed.
     #[inline(always)]
     pub const fn finish(self) -> u64 {
-        let length = (self.words * 8 & 0xff) << 56;
-        let mut state = self.word(length);
+        self.finish_with(0, 0)
+    }
+
+    /// The hash of all words fed and of `len` < 8 bytes more, which `rest` holds little-endian,
+    /// zeros above: they share the last compression with the length.
+    #[inline(always)]
+    pub const fn finish_with(self, rest: u64, len: u64) -> u64 {
+        let length = self.words.wrapping_mul(8).wrapping_add(len) << 56;
+        let mut state = self.word(length | rest);
         state.v[2] ^= 0xff;
         let [a, b, c, d] = state.round().round().round().v;
         a ^ b ^ c ^ d
     }
+}
+
+/// Hash of a whole message.
+#[inline]
+pub const fn hash(key: [u64; 2], message: &[u8]) -> u64 {
+    let (words, rest) = message.as_chunks::<8>();
+    let mut state = Sip13::new(key[0], key[1]);
+    let mut i = 0;
+    while i < words.len() {
+        state = state.word(u64::from_le_bytes(words[i]));
+        i += 1;
+    }
+    let mut last = 0;
+    i = rest.len();
+    while i > 0 {
+        i -= 1;
+        last = last << 8 | rest[i] as u64;
+    }
+    state.finish_with(last, rest.len() as u64)
 }
