@@ -4,7 +4,9 @@
 //! - [`traffic`]: servers and clients that run inside them
 //! - [`packet`]: frames, built and checked without the product's code
 //! - [`rig`]: the loaded BPF object, run on one frame at a time
+//! - [`bench`]: what is measured and the goals it must meet
 
+pub mod bench;
 pub mod lab;
 pub mod packet;
 pub mod rig;

@@ -97,8 +97,9 @@ fn compile(
 }
 
 fn cargo(source: &Path, work: &Path, toolchain: &Toolchain, linker: &Path, verb: &str) -> Command {
-    let mut command = toolchain.cargo(verb);
+    let mut command = toolchain.cargo();
     command
+        .arg(verb)
         .args([
             "--release",
             "--locked",

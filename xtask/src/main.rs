@@ -13,7 +13,6 @@ mod toolchain;
 mod workspace;
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
@@ -92,17 +91,8 @@ enum Output {
     Json,
 }
 
-fn main() -> ExitCode {
-    match run(Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run(args: Args) -> Result<()> {
+fn main() -> Result<()> {
+    let args = Args::parse();
     let workspace = Workspace::find()?;
     match args.command {
         Task::Demo(run) => run_program(&workspace, "demo", &run),

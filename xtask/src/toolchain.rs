@@ -51,18 +51,11 @@ impl Toolchain {
         }
     }
 
-    /// A cargo command of this tool-chain that no other tool-chain's variables lead astray.
-    pub fn cargo(&self, verb: &str) -> Command {
-        // Cargo would look for its clippy on the path, and find rustup's.
-        let mut command = match verb {
-            "clippy" => Command::new(self.cargo.with_file_name("cargo-clippy")),
-            _ => Command::new(&self.cargo),
-        };
+    /// A command of this tool-chain's cargo that no other tool-chain's variables lead astray.
+    pub fn cargo(&self) -> Command {
+        let mut command = Command::new(&self.cargo);
         clear_rust_variables(&mut command);
-        command
-            .arg(verb)
-            .env("CARGO", &self.cargo)
-            .env("RUSTC", &self.rustc);
+        command.env("RUSTC", &self.rustc);
         if self.needs_bootstrap {
             command.env("RUSTC_BOOTSTRAP", "1");
         }
@@ -220,8 +213,7 @@ fn is_cargo_setting(name: &str) -> bool {
             && ![
                 "CARGO_HTTP_",
                 "CARGO_NET_",
-                "CARGO_REGISTRY_",
-                "CARGO_REGISTRIES_",
+                "CARGO_REGISTR",
                 "CARGO_SOURCE_",
             ]
             .iter()

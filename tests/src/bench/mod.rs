@@ -1,0 +1,27 @@
+//! What `cargo xtask bench` runs. Each bench returns a report with a `schema` field, prints it for
+//! people or as JSON, and says of each goal whether it was met.
+
+pub mod tables;
+
+use serde::Serialize;
+
+/// A figure that a bench must keep.
+#[derive(Clone, Debug, Serialize)]
+pub struct Goal {
+    pub name: String,
+    /// The greatest value that meets the goal.
+    pub at_most: f64,
+    pub measured: f64,
+    pub met: bool,
+}
+
+impl Goal {
+    pub fn at_most(name: impl Into<String>, at_most: f64, measured: f64) -> Self {
+        Self {
+            name: name.into(),
+            at_most,
+            measured,
+            met: measured <= at_most,
+        }
+    }
+}

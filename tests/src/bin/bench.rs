@@ -1,0 +1,34 @@
+//! The measuring half of `cargo xtask bench`. Exit status 1 if a goal is missed.
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use lb_tests::bench;
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(about = "Measures weir and holds it against its goals")]
+struct Args {
+    #[command(subcommand)]
+    bench: Bench,
+    /// Print one JSON document instead of tables.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Slot tables: quality beside Maglev, and speed.
+    Tables,
+}
+
+fn main() -> Result<ExitCode> {
+    let args = Args::parse();
+    let goals = match args.bench {
+        Bench::Tables => bench::tables::run(args.json)?.goals,
+    };
+    Ok(if goals.iter().all(|goal| goal.met) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
