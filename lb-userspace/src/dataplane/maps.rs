@@ -47,7 +47,7 @@ pub enum OpenError {
     OtherLayout { dir: PathBuf, found: String },
     #[error("map {0} is missing below the pin directory: start `weir agent`, which makes it anew")]
     Missing(&'static str),
-    #[error("{0}: the pinned maps are not this weir's; stop the agent and run `weir agent --cleanup`")]
+    #[error("the pinned maps are another weir's: use the one that the agent runs, or stop the agent and run `weir agent --cleanup`: {0}")]
     Mismatch(#[from] Mismatch),
     #[error("map {map}: {source}")]
     Map {
@@ -102,6 +102,7 @@ pub struct Service {
 /// A hash map and the name by which errors call it.
 pub struct Table<K: aya::Pod, V: aya::Pod> {
     pub(super) name: &'static str,
+    pub(super) capacity: u32,
     pub(super) map: HashMap<MapData, K, V>,
 }
 
@@ -174,6 +175,11 @@ impl Maps {
             backend_counters: opener.typed(map::BACKEND_COUNTERS)?,
             reason_counters: opener.typed(map::REASON_COUNTERS)?,
         })
+    }
+
+    /// `STATE` alone, to be written.
+    pub(super) fn open_state(dir: &Path) -> Result<Mapped<u64>, OpenError> {
+        Opener { dir, access: Access::ReadWrite }.mapped(map::STATE)
     }
 
     /// The service of an index; none where there is none.
@@ -335,7 +341,10 @@ impl Opener<'_> {
     }
 
     fn table<K: aya::Pod, V: aya::Pod>(&self, name: &'static str) -> Result<Table<K, V>, OpenError> {
-        Ok(Table { name, map: self.typed(name)? })
+        let data = self.data(name)?;
+        let capacity = data.info().map_err(|error| open_error(name, error))?.max_entries();
+        let map = Map::from_map_data(data).and_then(HashMap::try_from);
+        Ok(Table { name, capacity, map: map.map_err(|error| open_error(name, error))? })
     }
 
     fn mapped<T: bytemuck::Pod>(&self, name: &'static str) -> Result<Mapped<T>, OpenError> {

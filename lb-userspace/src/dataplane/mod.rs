@@ -1,7 +1,16 @@
 //! The only place that touches BPF: loads, attaches, pins, reads back and writes the maps.
 
+pub mod apply;
+pub mod attach;
+pub mod fake;
+pub mod grace;
+pub mod hooks;
 pub mod inspect;
+pub mod keys;
+pub mod load;
 pub mod maps;
 pub mod mmap;
 pub mod object;
+pub mod room;
 pub mod spec;
+pub mod store;

@@ -3,6 +3,7 @@
 
 pub mod desired;
 pub mod elect;
+pub mod owners;
 
 pub use desired::{
     Desired, DesiredBackend, DesiredFrontend, DesiredNode, DesiredVip, Inputs, desired, targets,

@@ -1,0 +1,279 @@
+//! From a plan to the maps: the only writer.
+//!
+//! Level-triggered: what is wanted is compared with what the maps hold, as read back, and every step
+//! can be repeated. What nobody wants any more goes first, in the order VIPs, frontends; then comes
+//! what is new, in the order nodes, backends, tables, frontends, VIPs; then what nothing names any
+//! longer. So a stop after any step leaves every VIP forwarding to living backends.
+//!
+//! Never edits what a BPF program may be reading: tables and records are written where nothing points,
+//! switched to by one word, and their places reused after a grace period only.
+
+mod around;
+mod held;
+mod pools;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::{IpAddr, SocketAddr},
+};
+
+use lb_common::{
+    frontend::Vip,
+    hop::{Hop, Uplink},
+};
+
+use super::{
+    grace::{Freed, Grace, Synchronize},
+    keys::Keys,
+    maps::ReadError,
+    store::{Store, WriteError},
+};
+use crate::{
+    model::Problem,
+    plan::{Desired, desired::FrontendKey, owners::Tables},
+};
+use held::Held;
+
+/// What of a plan may differ from the plan applied before.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Scope {
+    All,
+    /// Only these frontends and backends; also those that the plan no longer holds.
+    Pools { frontends: BTreeSet<FrontendKey>, backends: BTreeSet<SocketAddr> },
+}
+
+impl Scope {
+    /// What differs between two plans.
+    pub fn between(old: &Desired, new: &Desired) -> Self {
+        if (&old.nodes, &old.vips) != (&new.nodes, &new.vips) {
+            return Self::All;
+        }
+        Self::Pools {
+            frontends: differing(&old.frontends, &new.frontends),
+            backends: differing(&old.backends, &new.backends),
+        }
+    }
+}
+
+fn differing<K: Copy + Ord, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> BTreeSet<K> {
+    let changed = new.iter().filter(|(key, value)| old.get(key) != Some(value)).map(|(key, _)| *key);
+    changed.chain(old.keys().filter(|key| !new.contains_key(key)).copied()).collect()
+}
+
+/// What this node knows of its surroundings.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Surroundings {
+    /// The way to each other node that has one, by name.
+    pub hops: BTreeMap<String, Hop>,
+    /// The interface on which this node announces a VIP, for those that it announces.
+    pub announced: BTreeMap<IpAddr, u32>,
+    pub uplinks: Vec<Uplink>,
+    /// The smallest MTU of the uplinks; 0: unknown.
+    pub mtu: u32,
+}
+
+/// Why a plan could not be applied. What was written before stays, and the next attempt reads back
+/// first.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    #[error("no thread for grace periods: {0}")]
+    Thread(#[source] io::Error),
+}
+
+/// One node's data plane, by its maps.
+pub struct DataPlane<S> {
+    store: S,
+    /// Name of this node.
+    node: String,
+    keys: Keys,
+    tables: Tables,
+    grace: Grace,
+    /// What the maps hold; none before they were read and after a failure.
+    held: Option<Held>,
+    /// By object; what could not be served.
+    problems: BTreeMap<FrontendKey, Problem>,
+}
+
+impl<S: Store> DataPlane<S> {
+    pub fn new(
+        store: S,
+        node: &str,
+        seed: &[u8; 16],
+        synchronize: Synchronize,
+    ) -> Result<Self, ApplyError> {
+        Ok(Self {
+            store,
+            node: node.to_owned(),
+            keys: Keys::of(seed),
+            tables: Tables::new(*seed),
+            grace: Grace::start(synchronize).map_err(ApplyError::Thread)?,
+            held: None,
+            problems: BTreeMap::new(),
+        })
+    }
+
+    /// Makes the maps hold what is wanted, as far as `scope` says that it may differ. What cannot be
+    /// held becomes a problem of its object; all else is served.
+    pub fn apply(
+        &mut self,
+        desired: &Desired,
+        around: &Surroundings,
+        scope: &Scope,
+    ) -> Result<Vec<Problem>, ApplyError> {
+        let (mut held, scope) = match self.held.take() {
+            Some(mut held) => {
+                held.reuse(self.grace.ready());
+                (held, scope)
+            }
+            None => {
+                // What this agent or its predecessor has just freed looks free already.
+                self.grace.pass();
+                (Held::read(&self.store)?, &Scope::All)
+            }
+        };
+        let mut work = Work {
+            store: &mut self.store,
+            node: &self.node,
+            keys: &self.keys,
+            tables: &mut self.tables,
+            grace: &mut self.grace,
+            held: &mut held,
+            freed: Freed::default(),
+            desired,
+            around,
+            problems: Vec::new(),
+            starved: false,
+        };
+        let mut result = work.run(scope, &mut self.problems);
+        if result.is_ok() && work.starved && work.freed != Freed::default() {
+            // What went last may be the room that something lacked.
+            work.reclaim();
+            work.problems.clear();
+            result = work.run(&Scope::All, &mut self.problems);
+        }
+        let freed = std::mem::take(&mut work.freed);
+        let mut problems = std::mem::take(&mut work.problems);
+        self.grace.retire(freed);
+        result?;
+        self.held = Some(held);
+        problems.extend(self.problems.values().cloned());
+        problems.sort();
+        problems.dedup();
+        Ok(problems)
+    }
+
+    /// Waits until all that was freed can be used again.
+    pub fn settle(&mut self) {
+        let freed = self.grace.wait();
+        if let Some(held) = &mut self.held {
+            held.reuse(freed);
+        }
+    }
+
+    /// VIPs that this node announces, by the maps.
+    pub fn announced(&self) -> BTreeSet<IpAddr> {
+        let announced = |(vip, held): (&IpAddr, &Vip)| (held.announced_on != 0).then_some(*vip);
+        match &self.held {
+            Some(held) => held.vips.iter().filter_map(announced).collect(),
+            None => self.store.read().map_or_else(
+                |_| BTreeSet::new(),
+                |contents| {
+                    let vips = contents.vips.iter().map(|(vip, held)| (vip.to_ip(), held));
+                    vips.filter(|(_, held)| held.announced_on != 0).map(|(vip, _)| vip).collect()
+                },
+            ),
+        }
+    }
+
+    /// How many different tables are held.
+    pub fn tables_held(&self) -> usize {
+        self.held.as_ref().map_or(0, |held| held.segments.len())
+    }
+
+    pub fn store(&self) -> &S {
+        &self.store
+    }
+}
+
+/// One pass over the maps.
+struct Work<'a, S> {
+    store: &'a mut S,
+    node: &'a str,
+    keys: &'a Keys,
+    tables: &'a mut Tables,
+    grace: &'a mut Grace,
+    held: &'a mut Held,
+    /// Named by nothing any more; goes to the grace period at the end.
+    freed: Freed,
+    desired: &'a Desired,
+    around: &'a Surroundings,
+    problems: Vec<Problem>,
+    /// Some map was full.
+    starved: bool,
+}
+
+impl<S: Store> Work<'_, S> {
+    fn run(
+        &mut self,
+        scope: &Scope,
+        of_frontends: &mut BTreeMap<FrontendKey, Problem>,
+    ) -> Result<(), ApplyError> {
+        let (frontends, backends) = match scope {
+            Scope::All => {
+                let held = self.held.frontends.keys();
+                let frontends = held.chain(self.desired.frontends.keys()).copied().collect();
+                let held = self.held.backends.keys();
+                (frontends, held.chain(self.desired.backends.keys()).copied().collect())
+            }
+            Scope::Pools { frontends, backends } => (frontends.clone(), backends.clone()),
+        };
+        let all = *scope == Scope::All;
+        self.mend()?;
+        if all {
+            of_frontends.clear();
+            self.remove_vips()?;
+        }
+        self.remove_frontends(&frontends)?;
+        if all {
+            self.put_nodes()?;
+        }
+        self.put_backends(&backends)?;
+        for key in &frontends {
+            of_frontends.remove(key);
+        }
+        of_frontends.append(&mut self.put_frontends(&frontends)?);
+        if all {
+            self.put_vips()?;
+        }
+        self.remove_backends(&backends)?;
+        if all {
+            self.remove_nodes()?;
+            self.put_state()?;
+        }
+        Ok(())
+    }
+
+    /// A map is full: the object goes without, all else goes on.
+    fn starve(&mut self, object: String, full: &WriteError) {
+        self.starved = true;
+        self.problem(object, full.to_string());
+    }
+
+    fn problem(&mut self, object: String, message: String) {
+        self.problems.push(Problem { object, message });
+    }
+
+    /// Waits for all that is on its way to be free: the last resort where a map is full.
+    fn reclaim(&mut self) {
+        self.grace.retire(std::mem::take(&mut self.freed));
+        let freed = self.grace.wait();
+        self.held.reuse(freed);
+    }
+}

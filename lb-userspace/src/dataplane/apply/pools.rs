@@ -1,0 +1,394 @@
+//! Backends, tables, services and frontends.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+};
+
+use lb_common::{
+    abi::map,
+    backend::{Backend, BackendId},
+    frontend::{Endpoint, Frontend},
+    hash::fingerprint,
+    net::Port,
+    service::{Record, ServiceWord, blocks},
+    siphash::Sip13,
+    table::Table,
+};
+
+use super::{
+    ApplyError, Work,
+    held::{HeldBackend, HeldFrontend, Holding, Segment},
+};
+use crate::{
+    dataplane::store::{Step, Store, WriteError},
+    model::{Problem, Protocol},
+    plan::{
+        DesiredBackend, DesiredFrontend,
+        desired::FrontendKey,
+        owners::{Pool, address},
+    },
+};
+
+/// A frontend whose services have to change.
+struct Want {
+    key: FrontendKey,
+    pool: Pool,
+    holding: Holding,
+}
+
+impl<S: Store> Work<'_, S> {
+    /// Ends what a former agent left between two steps.
+    pub(super) fn mend(&mut self) -> Result<(), ApplyError> {
+        for (index, word) in std::mem::take(&mut self.held.orphans) {
+            self.store.write(Step::Service(index, word.next(0)))?;
+        }
+        for (key, record, first) in std::mem::take(&mut self.held.torn) {
+            let Some(frontend) = self.held.frontends.get_mut(&key) else { continue };
+            frontend.words[1] = frontend.words[1].next(frontend.record_index());
+            self.store.write(Step::Service(frontend.services()[1], frontend.words[1]))?;
+            self.release(record, first);
+        }
+        Ok(())
+    }
+
+    /// Gives every wanted backend of these an id, and says which of them are local.
+    pub(super) fn put_backends(&mut self, of: &BTreeSet<SocketAddr>) -> Result<(), ApplyError> {
+        let wanted = self.desired;
+        for (address, backend) in of.iter().filter_map(|key| wanted.backends.get_key_value(key)) {
+            match self.put_backend(*address, backend) {
+                Ok(()) => {}
+                Err(ApplyError::Write(full @ WriteError::Full { .. })) => {
+                    self.starve(format!("Backend/{address}"), &full);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn put_backend(&mut self, address: SocketAddr, wanted: &DesiredBackend) -> Result<(), ApplyError> {
+        let local = wanted.node == self.node;
+        let node = match local {
+            true => 0,
+            false => match self.held.nodes.get(&wanted.node) {
+                Some(node) => *node,
+                None => return Err(self.full(map::HOPS, self.held.hops.len()).into()),
+            },
+        };
+        let id = match self.held.backends.get_mut(&address) {
+            Some(held) if held.node == node => held.id,
+            Some(held) => {
+                self.store.write(Step::Move(held.id, node))?;
+                held.node = node;
+                held.id
+            }
+            None => self.begin(address, node)?,
+        };
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let endpoint = endpoint(address, protocol);
+            let wanted = (local && wanted.protocols.contains(&protocol)).then_some(id);
+            let held = self.held.locals.get(&endpoint).copied();
+            match wanted {
+                Some(id) if held != Some(id) => {
+                    self.store.write(Step::Local(endpoint, id))?;
+                    self.held.locals.insert(endpoint, id);
+                }
+                None if held.is_some() => {
+                    self.store.write(Step::NotLocal(endpoint))?;
+                    self.held.locals.remove(&endpoint);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins a life at an index that is free.
+    fn begin(&mut self, address: SocketAddr, node: u32) -> Result<BackendId, ApplyError> {
+        if self.held.backend_indices.free() == 0 {
+            self.reclaim();
+        }
+        let Some(index) = self.held.backend_indices.take() else {
+            return Err(self.full(map::BACKENDS, self.held.lives.len()).into());
+        };
+        let id = BackendId::new(index, self.held.lives[index as usize]).next_life();
+        let (addr, port) = (address.ip().into(), Port::new(address.port()));
+        let fingerprint = fingerprint(&self.keys.flow, &addr, port);
+        self.store.write(Step::Begin(&Backend { addr, id, node, port, fingerprint, flags: 0 }))?;
+        self.held.backends.insert(address, HeldBackend { id, node });
+        Ok(id)
+    }
+
+    /// Ends the lives of those that nobody wants.
+    pub(super) fn remove_backends(&mut self, of: &BTreeSet<SocketAddr>) -> Result<(), ApplyError> {
+        let gone = |address: &&SocketAddr| !self.desired.backends.contains_key(address);
+        let gone: Vec<_> = of.iter().filter(gone).copied().collect();
+        for address in gone {
+            let Some(HeldBackend { id, .. }) = self.held.backends.get(&address).copied() else {
+                continue;
+            };
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                let endpoint = endpoint(address, protocol);
+                if self.held.locals.contains_key(&endpoint) {
+                    self.store.write(Step::NotLocal(endpoint))?;
+                    self.held.locals.remove(&endpoint);
+                }
+            }
+            self.store.write(Step::End(id))?;
+            self.held.backends.remove(&address);
+            self.held.lives[id.index() as usize] = id.generation();
+            self.freed.backends.push(id.index());
+        }
+        Ok(())
+    }
+
+    /// Gives every wanted frontend of these its table; what could not be done, by frontend.
+    pub(super) fn put_frontends(
+        &mut self,
+        of: &BTreeSet<FrontendKey>,
+    ) -> Result<BTreeMap<FrontendKey, Problem>, ApplyError> {
+        let mut problems = BTreeMap::new();
+        let mut wants = Vec::new();
+        let wanted = self.desired;
+        for (key, frontend) in of.iter().filter_map(|key| wanted.frontends.get_key_value(key)) {
+            let mut problem = |message| {
+                let object = format!("Frontend/{}", frontend.object);
+                problems.insert(*key, Problem { object, message });
+            };
+            let held = self.held.frontends.get(key).filter(|held| held.record.slots != 0);
+            let slots = held.map_or(frontend.slots, |held| held.record.slots);
+            if slots != frontend.slots {
+                problem(format!(
+                    "{} asks for {} slots but keeps its {slots}: they are fixed for a frontend's \
+                     life; remove it and add it again to change them",
+                    shown(key), frontend.slots,
+                ));
+            }
+            match u16::try_from(slots) {
+                Ok(slots) => wants.extend(self.want(*key, frontend, slots)),
+                Err(_) => problem(format!("{slots} slots are more than a table can have")),
+            }
+        }
+        let former = |want: &Want| self.held.frontends.get(&want.key)?.table.clone();
+        let former: Vec<_> = wants.iter().map(former).collect();
+        let pools: Vec<_> =
+            wants.iter().zip(&former).map(|(want, table)| (&want.pool, table.as_ref())).collect();
+        let tables = self.tables.of(&pools);
+        for (want, table) in wants.iter().zip(tables) {
+            match self.put_frontend(want, table) {
+                Ok(()) => {}
+                Err(ApplyError::Write(full @ WriteError::Full { .. })) => {
+                    self.starved = true;
+                    let object = format!("Frontend/{}", self.desired.frontends[&want.key].object);
+                    let message = format!("{} is not as wanted: {full}", shown(&want.key));
+                    problems.insert(want.key, Problem { object, message });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(problems)
+    }
+
+    /// What a frontend's services should hold; none where they do.
+    fn want(&self, key: FrontendKey, frontend: &DesiredFrontend, slots: u16) -> Option<Want> {
+        let known = frontend.owners.iter().filter(|(owner, _)| self.held.backends.contains_key(owner));
+        let pool = Pool::new(known, slots, self.tables.seed());
+        let ids = self.ids(&pool.backends);
+        let ids = ids.iter().fold(Sip13::new(0, 0), |hash, id| hash.word(u64::from(*id))).finish();
+        let holding = (pool.digest, ids);
+        let held = self.held.frontends.get(&key);
+        let same = held.is_some_and(|held| {
+            held.holding == Some(holding) && held.record.flags == frontend.flags
+        });
+        (!same).then_some(Want { key, pool, holding })
+    }
+
+    fn ids(&self, backends: &[lb_common::table::Backend]) -> Vec<u32> {
+        let id = |backend| self.held.backends.get(&address(backend)).map_or(0, |held| held.id.0);
+        backends.iter().map(id).collect()
+    }
+
+    fn put_frontend(&mut self, want: &Want, table: Arc<Table>) -> Result<(), ApplyError> {
+        let wanted = &self.desired.frontends[&want.key];
+        let first = self.segment(want, &table)?;
+        let record = Record {
+            owners: first,
+            slots: table.slots() as u32,
+            flags: wanted.flags,
+            epoch: want.pool.digest,
+            ..Record::default()
+        };
+        let former = self.held.frontends.get(&want.key).cloned();
+        if let Some(former) = &former
+            && (former.record, former.record_index() != 0) == (record, true)
+        {
+            let held = HeldFrontend { holding: Some(want.holding), table: Some(table), ..former.clone() };
+            self.held.frontends.insert(want.key, held);
+            return Ok(());
+        }
+        let switched = self.switch(want.key, former.as_ref(), record);
+        let held = match switched {
+            Ok(held) => HeldFrontend { holding: Some(want.holding), table: Some(table), ..held },
+            Err(error) => {
+                self.drop_unused(first);
+                return Err(error);
+            }
+        };
+        self.held.frontends.insert(want.key, held);
+        if let Some(former) = former {
+            self.release(former.record_index(), former.record.owners);
+        }
+        Ok(())
+    }
+
+    /// Writes a record and makes it current for both services, of a new frontend or a held one.
+    fn switch(
+        &mut self,
+        key: FrontendKey,
+        former: Option<&HeldFrontend>,
+        record: Record,
+    ) -> Result<HeldFrontend, ApplyError> {
+        if self.held.records.free() == 0 || self.held.frontend_numbers.free() == 0 {
+            self.reclaim();
+        }
+        let number = match former {
+            Some(former) => former.number,
+            None => match self.held.frontend_numbers.take() {
+                Some(number) => number,
+                None => return Err(self.full(map::SERVICES, self.held.frontends.len()).into()),
+            },
+        };
+        let Some(index) = self.held.records.take() else {
+            if former.is_none() {
+                self.held.frontend_numbers.give(number);
+            }
+            return Err(self.full(map::RECORDS, self.held.frontends.len()).into());
+        };
+        if let Some(segment) = self.held.segments.get_mut(&record.owners) {
+            segment.users += 1;
+        }
+        let words = former.map_or([ServiceWord::default(); 2], |former| former.words);
+        let words = words.map(|word| word.next(index));
+        let held = HeldFrontend { number, words, record, holding: None, table: None };
+        self.store.write(Step::Record(index, &record))?;
+        if former.is_none() {
+            for service in held.services() {
+                self.store.write(Step::FrontendOf(service, key.endpoint()))?;
+            }
+        }
+        for (service, word) in held.services().into_iter().zip(words) {
+            self.store.write(Step::Service(service, word))?;
+        }
+        if former.is_none() {
+            let [outside, inside] = held.services();
+            let added = self.store.write(Step::Frontend(key.endpoint(), Frontend { outside, inside }));
+            if let Err(error) = added {
+                self.end_services(&held)?;
+                return Err(error.into());
+            }
+        }
+        Ok(held)
+    }
+
+    /// The segment that holds the wanted table: one that does, or a new one.
+    fn segment(&mut self, want: &Want, table: &Table) -> Result<u32, ApplyError> {
+        if table.backends().is_empty() {
+            return Ok(0);
+        }
+        if let Some(first) = self.held.by_holding.get(&want.holding) {
+            return Ok(*first);
+        }
+        let mut slots = vec![0; table.slots()];
+        table.owners(&mut slots, &self.ids(table.backends()));
+        let blocks = blocks(slots.len() as u32);
+        if let Some(first) = self.same_table(want.key, &slots) {
+            let segment = Segment { holding: Some(want.holding), ..self.held.segments[&first].clone() };
+            self.held.segments.insert(first, segment);
+            self.held.by_holding.insert(want.holding, first);
+            return Ok(first);
+        }
+        let mut first = self.held.arena.take(blocks);
+        if first.is_none() {
+            self.reclaim();
+            first = self.held.arena.take(blocks);
+        }
+        let Some(first) = first else {
+            let used: u32 = self.held.segments.values().map(|segment| segment.blocks).sum();
+            return Err(self.full(map::OWNERS, (used + self.held.arena.free() + 1) as usize).into());
+        };
+        self.store.write(Step::Slots(first, &slots))?;
+        let segment = Segment { blocks, users: 0, holding: Some(want.holding) };
+        self.held.segments.insert(first, segment);
+        self.held.by_holding.insert(want.holding, first);
+        Ok(first)
+    }
+
+    /// The segment as read back for a frontend, if it holds these very slots.
+    fn same_table(&self, key: FrontendKey, slots: &[u32]) -> Option<u32> {
+        let held = self.held.frontends.get(&key)?;
+        let first = held.record.owners;
+        let unknown = self.held.segments.get(&first)?.holding.is_none();
+        let same_size = held.record.slots as usize == slots.len();
+        (unknown && same_size && self.store.slots(first, held.record.slots) == slots).then_some(first)
+    }
+
+    /// Removes those that nobody wants.
+    pub(super) fn remove_frontends(&mut self, of: &BTreeSet<FrontendKey>) -> Result<(), ApplyError> {
+        let gone = |key: &&FrontendKey| !self.desired.frontends.contains_key(key);
+        let gone: Vec<_> = of.iter().filter(gone).copied().collect();
+        for key in gone {
+            let Some(held) = self.held.frontends.get(&key).cloned() else { continue };
+            self.store.write(Step::NoFrontend(key.endpoint()))?;
+            self.held.frontends.remove(&key);
+            self.end_services(&held)?;
+        }
+        Ok(())
+    }
+
+    /// Ends a pair of services that no frontend leads to.
+    fn end_services(&mut self, held: &HeldFrontend) -> Result<(), ApplyError> {
+        for (service, word) in held.services().into_iter().zip(held.words) {
+            self.store.write(Step::Service(service, word.next(0)))?;
+        }
+        self.release(held.record_index(), held.record.owners);
+        self.freed.frontends.push(held.number);
+        Ok(())
+    }
+
+    /// A record is no longer current, and names its segment no more.
+    fn release(&mut self, record: u32, first: u32) {
+        if record != 0 {
+            self.freed.records.push(record);
+        }
+        if let Some(segment) = self.held.segments.get_mut(&first) {
+            segment.users = segment.users.saturating_sub(1);
+        }
+        self.drop_unused(first);
+    }
+
+    fn drop_unused(&mut self, first: u32) {
+        if self.held.segments.get(&first).is_none_or(|segment| segment.users > 0) {
+            return;
+        }
+        if let Some(segment) = self.held.segments.remove(&first) {
+            if let Some(holding) = segment.holding {
+                self.held.by_holding.remove(&holding);
+            }
+            self.freed.segments.push((first, segment.blocks));
+        }
+    }
+
+    fn full(&self, map: &'static str, capacity: usize) -> WriteError {
+        WriteError::Full { map, capacity: u32::try_from(capacity).unwrap_or(u32::MAX) }
+    }
+}
+
+fn endpoint(address: SocketAddr, protocol: Protocol) -> Endpoint {
+    Endpoint::new(address.ip().into(), Port::new(address.port()), protocol.number())
+}
+
+fn shown(key: &FrontendKey) -> String {
+    format!("{}/{}", SocketAddr::new(key.address, key.port), key.protocol)
+}
