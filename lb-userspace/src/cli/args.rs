@@ -65,6 +65,9 @@ pub enum Format {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run this node's agent
+    #[command(after_help = "Example:\n  weir agent --config /etc/weir/weir.yaml")]
+    Agent(AgentCommand),
     /// List VIPs and their frontends
     #[command(after_help = "Example:\n  weir vips -o json")]
     Vips(Output),

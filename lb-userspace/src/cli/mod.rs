@@ -23,7 +23,7 @@ use std::{io, process::ExitCode, thread, time::Instant};
 use clap::{CommandFactory, Parser};
 
 use self::{
-    args::{Cli, Command, Dirs, Output},
+    args::{AgentArgs, Cli, Command, Dirs, Output},
     arrivals::{Arrivals, ArrivalsArgs, Filter},
     backends::Backends,
     counters::{Counters, CountersArgs},
@@ -34,7 +34,7 @@ use self::{
     status::Status,
     vips::Vips,
 };
-use crate::{dataplane::maps::Maps, report::status::AgentStatus};
+use crate::{agent, dataplane::maps::Maps, report::status::AgentStatus};
 
 /// Runs the process's own command line. 0: done, 1: failed, 2: misused.
 pub fn main() -> ExitCode {
@@ -47,6 +47,10 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { dirs, command } = cli;
     let text = match command {
+        Command::Agent(command) => {
+            agent::run(AgentArgs::new(command, dirs))?;
+            return Ok(ExitCode::SUCCESS);
+        }
         Command::Check(args) => {
             let (text, ok) = check::run(&args, &dirs)?;
             emit(&mut io::stdout().lock(), &text)?;

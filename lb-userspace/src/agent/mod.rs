@@ -1,0 +1,269 @@
+//! The agent: one per node. The only place that spawns tasks, owns the order of start and end, and
+//! reads the clock.
+//!
+//! Start: lock, load, read back, `egress` on devices, maps filled, `ingress` on uplinks. Then every
+//! change of what is wanted or known wakes one loop, which plans everything anew, applies what
+//! differs, announces after that, and reports. The end of the agent, however it comes, changes
+//! nothing in the kernel: maps, programs and links stay.
+
+mod heartbeat;
+mod report;
+mod state;
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context, bail};
+use nix::fcntl::{Flock, FlockArg};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    task::JoinSet,
+    time::{sleep, sleep_until, timeout},
+};
+
+use crate::{
+    announce,
+    cli::args::AgentArgs,
+    config::{self, Overrides},
+    dataplane::{
+        apply::DataPlane,
+        attach,
+        grace::Barrier,
+        keys::Keys,
+        load::{self, Loaded},
+        maps::Maps,
+    },
+    health, membership,
+    model::{AgentSettings, Intent},
+    netlink,
+    sources::file::FileSource,
+};
+use state::{Inlets, State};
+
+/// Changes that come within this are one.
+const COALESCE: Duration = Duration::from_millis(2);
+
+/// Between two tries to apply what the kernel refused.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Between two looks at attachments, and the longest time between two reports.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Longest wait for the first list of interfaces.
+const INTERFACES_WAIT: Duration = Duration::from_secs(5);
+
+/// Runs until SIGTERM or SIGINT; or, with `cleanup`, removes everything from the kernel and returns.
+pub fn run(args: AgentArgs) -> anyhow::Result<()> {
+    start_log();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(async {
+        match args.cleanup {
+            true => cleanup(args).await,
+            false => Agent::start(args).await?.run().await,
+        }
+    });
+    // Probes that are under way must not hold the process.
+    runtime.shutdown_background();
+    result
+}
+
+fn start_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("WEIR_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Fails where a test has set one already, which then serves.
+    let _ = subscriber.try_init();
+}
+
+fn overrides(args: &AgentArgs) -> Overrides {
+    Overrides {
+        node: args.node.clone(),
+        pin_dir: args.pin_dir.clone(),
+        state_dir: args.state_dir.clone(),
+    }
+}
+
+/// Detaches everything and removes the pins.
+async fn cleanup(args: AgentArgs) -> anyhow::Result<()> {
+    let agent = config::load(&args.config, &overrides(&args))?.agent;
+    if !agent.pin_dir.exists() {
+        println!("nothing is pinned below {}", agent.pin_dir.display());
+        return Ok(());
+    }
+    let _lock = lock(&agent.pin_dir)?;
+    let devices: Vec<_> = agent.uplinks.iter().chain(&agent.egress_devices).cloned().collect();
+    for removed in attach::cleanup(&agent.pin_dir, &devices).await? {
+        println!("removed {removed}");
+    }
+    Ok(())
+}
+
+/// One agent a pin folder: the lock is on the folder itself, and ends with the process.
+fn lock(pin_dir: &Path) -> anyhow::Result<Flock<File>> {
+    fs::create_dir_all(pin_dir).with_context(|| {
+        format!("make pin folder {}; is a bpffs mounted there? mount -t bpf bpf /sys/fs/bpf", pin_dir.display())
+    })?;
+    let folder = File::open(pin_dir).with_context(|| format!("open {}", pin_dir.display()))?;
+    match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err((_, nix::Error::EWOULDBLOCK)) => bail!(
+            "another agent runs with pin folder {}: stop it, or pass another --pin-dir",
+            pin_dir.display()
+        ),
+        Err((_, error)) => Err(error).with_context(|| format!("lock {}", pin_dir.display())),
+    }
+}
+
+struct Agent {
+    state: State,
+    inlets: Inlets,
+    /// What runs beside the loop; none of them ends before the agent.
+    tasks: JoinSet<anyhow::Result<()>>,
+    _heartbeat: heartbeat::Heartbeat,
+    _lock: Flock<File>,
+}
+
+impl Agent {
+    async fn start(args: AgentArgs) -> anyhow::Result<Self> {
+        let source = FileSource::open(args.config.clone(), overrides(&args), SystemTime::now)?;
+        let intent = source.intent().borrow().clone();
+        let agent = &intent.agent;
+        fs::create_dir_all(&agent.state_dir)
+            .with_context(|| format!("make state folder {}", agent.state_dir.display()))?;
+        let lock = lock(&agent.pin_dir)?;
+        let (loaded, maps, heartbeat) = load(&intent)?;
+        let barrier = Barrier::new().context("make the map that waits for grace periods")?;
+        let wait = Box::new(move || barrier.wait());
+        let data_plane = DataPlane::new(maps, &agent.node, &agent.seed, wait)?;
+        tracing::info!(node = agent.node, pin_dir = %agent.pin_dir.display(), "agent started");
+
+        let mut tasks = JoinSet::new();
+        let (inlets, outlets) = wire(&mut tasks, source, agent);
+        let about = report::About {
+            config: absolute(&args.config),
+            started: SystemTime::now(),
+            state_dir: agent.state_dir.clone(),
+        };
+        let state = State::new(data_plane, loaded, outlets, about);
+        Ok(Self { state, inlets, tasks, _heartbeat: heartbeat, _lock: lock })
+    }
+
+    /// First state of the maps, programs on devices, then the loop.
+    async fn run(mut self) -> anyhow::Result<()> {
+        let interfaces = self.inlets.interfaces.wait_for(|found| found.iter().next().is_some());
+        match timeout(INTERFACES_WAIT, interfaces).await {
+            Ok(found) => drop(found.context("netlink ended")?),
+            Err(_) => bail!("no list of interfaces from the kernel within {INTERFACES_WAIT:?}"),
+        }
+        self.state.attach_egress(&self.inlets).await?;
+        let mut healthy = self.state.step(&mut self.inlets);
+        self.state.attach_ingress(&self.inlets).await?;
+        self.state.report(&self.inlets);
+
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut tick = Instant::now() + TICK;
+        loop {
+            let retry = Instant::now() + RETRY;
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                () = self.inlets.changed() => sleep(COALESCE).await,
+                () = sleep_until(retry.into()), if !healthy => {}
+                () = sleep_until(tick.into()) => {
+                    tick = Instant::now() + TICK;
+                    self.state.look_at_attachments(&self.inlets).await;
+                    self.state.report(&self.inlets);
+                    continue;
+                }
+                Some(ended) = self.tasks.join_next() => {
+                    ended.context("a task of the agent panicked")??;
+                    bail!("a task of the agent ended");
+                }
+            }
+            healthy = self.state.step(&mut self.inlets);
+            self.state.report_soon(&self.inlets);
+        }
+        tracing::info!("agent ends; maps, programs and links stay");
+        Ok(())
+    }
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+fn load(intent: &Intent) -> anyhow::Result<(Loaded, Maps, heartbeat::Heartbeat)> {
+    let agent = &intent.agent;
+    let Some(node) = intent.nodes.get(&agent.node) else {
+        bail!("no Node object is called {:?}: add one, or pass --node", agent.node);
+    };
+    let settings = load::settings(agent, node);
+    let (loaded, maps) = load::load(&agent.pin_dir, &agent.limits, &settings)?;
+    let heartbeat = heartbeat::start(loaded.state_words()?).context("start the heartbeat")?;
+    Ok((loaded, maps, heartbeat))
+}
+
+/// Starts everything that runs beside the loop and connects it.
+fn wire(
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    source: FileSource,
+    agent: &AgentSettings,
+) -> (Inlets, state::Outlets) {
+    let nodes = watch::Sender::new(state::addresses(&source.intent().borrow()));
+    let targets = watch::Sender::new(Arc::new(crate::plan::targets(&source.intent().borrow())));
+    let announced = watch::Sender::new(Arc::new(BTreeMap::<IpAddr, announce::Uplink>::new()));
+    let (hops, hops_in) = watch::channel(Arc::default());
+    let (interfaces, interfaces_in) = watch::channel(Arc::default());
+    let (alive, alive_in) = watch::channel(Arc::default());
+    let (peers, peers_in) = watch::channel(Arc::default());
+    let (verdicts, verdicts_in) = watch::channel(Arc::default());
+    let inlets = Inlets {
+        intent: source.intent(),
+        source: source.status(),
+        hops: hops_in,
+        interfaces: interfaces_in,
+        alive: alive_in,
+        peers: peers_in,
+        verdicts: verdicts_in,
+    };
+    let settings = membership::Settings {
+        node: agent.node.clone(),
+        tunnel_port: agent.tunnel_port,
+        rules: membership::Rules {
+            interval: agent.peer_interval,
+            fall: agent.peer_fall,
+            rise: agent.peer_rise,
+            vni: agent.vni,
+            seed_tag: Keys::of(&agent.seed).tag,
+        },
+    };
+    let (node, followed) = (agent.node.clone(), nodes.subscribe());
+    tasks.spawn(async move {
+        netlink::run(node, followed, hops, interfaces).await.context("follow routes and neighbours")
+    });
+    let followed = nodes.subscribe();
+    tasks.spawn(async move {
+        membership::run(settings, followed, alive, peers).await;
+        Ok(())
+    });
+    let followed = targets.subscribe();
+    tasks.spawn(async move {
+        health::run(followed, verdicts).await;
+        Ok(())
+    });
+    let followed = announced.subscribe();
+    tasks.spawn(async move { announce::run(followed).await.context("announce VIPs") });
+    tasks.spawn(async move {
+        source.run().await;
+        Ok(())
+    });
+    (inlets, state::Outlets { nodes, targets, announced })
+}

@@ -1,0 +1,276 @@
+//! What the agent's loop keeps between two turns, and one turn: plan, apply, announce.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use lb_common::hop::{Hop, Uplink};
+use tokio::sync::watch;
+
+use super::report::About;
+use crate::{
+    announce::{self, uplink_for},
+    dataplane::{
+        apply::{DataPlane, Scope, Surroundings},
+        attach::AttachError,
+        load::Loaded,
+        maps::Maps,
+    },
+    membership::{Alive, PeerStatus},
+    model::{Intent, Problem, Target, Verdicts},
+    netlink::Interfaces,
+    plan::{self, Desired, Inputs},
+    report::status::Attachment,
+    sources::file::SourceStatus,
+};
+
+/// Shortest time between two reports.
+const REPORT_REST: Duration = Duration::from_millis(200);
+
+/// Addresses of all nodes by name, as netlink and membership follow them.
+pub type Addresses = Arc<BTreeMap<String, Vec<IpAddr>>>;
+
+pub fn addresses(intent: &Intent) -> Addresses {
+    let addresses = |node: &crate::model::Node| (node.name.clone(), node.addresses.clone());
+    Arc::new(intent.nodes.values().map(addresses).collect())
+}
+
+/// What wakes the loop.
+pub struct Inlets {
+    pub intent: watch::Receiver<Arc<Intent>>,
+    pub source: watch::Receiver<SourceStatus>,
+    pub hops: watch::Receiver<Arc<BTreeMap<String, Hop>>>,
+    pub interfaces: watch::Receiver<Arc<Interfaces>>,
+    pub alive: watch::Receiver<Arc<Alive>>,
+    pub peers: watch::Receiver<Arc<BTreeMap<String, PeerStatus>>>,
+    pub verdicts: watch::Receiver<Arc<Verdicts>>,
+}
+
+impl Inlets {
+    /// Returns when something may have changed. A sender that is gone shows as its task's end.
+    pub async fn changed(&mut self) {
+        let live = |result: Result<(), watch::error::RecvError>| result.is_ok();
+        let alive = tokio::select! {
+            result = self.intent.changed() => live(result),
+            result = self.source.changed() => live(result),
+            result = self.hops.changed() => live(result),
+            result = self.interfaces.changed() => live(result),
+            result = self.alive.changed() => live(result),
+            result = self.verdicts.changed() => live(result),
+        };
+        if !alive {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// What the loop tells the others.
+pub struct Outlets {
+    pub nodes: watch::Sender<Addresses>,
+    pub targets: watch::Sender<Arc<BTreeSet<Target>>>,
+    pub announced: watch::Sender<Arc<BTreeMap<IpAddr, announce::Uplink>>>,
+}
+
+pub struct State {
+    data_plane: DataPlane<Maps>,
+    loaded: Loaded,
+    outlets: Outlets,
+    pub(super) about: About,
+    /// As applied last; none before and after a failure.
+    applied: Option<(Desired, Surroundings)>,
+    /// Of the last plan.
+    pub(super) desired: Desired,
+    /// What the data plane could not hold, or why nothing could be applied.
+    pub(super) unapplied: Vec<Problem>,
+    /// By device and program: where it sits, and the interface's index then.
+    pub(super) attachments: BTreeMap<(String, &'static str), (u32, Attachment)>,
+    /// Why a program is not on a device.
+    pub(super) unattached: BTreeMap<String, String>,
+    pub(super) reported: Option<Instant>,
+}
+
+impl State {
+    pub fn new(data_plane: DataPlane<Maps>, loaded: Loaded, outlets: Outlets, about: About) -> Self {
+        Self {
+            data_plane,
+            loaded,
+            outlets,
+            about,
+            applied: None,
+            desired: Desired::default(),
+            unapplied: Vec::new(),
+            attachments: BTreeMap::new(),
+            unattached: BTreeMap::new(),
+            reported: None,
+        }
+    }
+
+    /// One turn: everything read, planned, applied, then announced. False if it must be tried again.
+    pub fn step(&mut self, inlets: &mut Inlets) -> bool {
+        let intent = inlets.intent.borrow_and_update().clone();
+        let verdicts = inlets.verdicts.borrow_and_update().clone();
+        let alive = inlets.alive.borrow_and_update().clone();
+        let hops = inlets.hops.borrow_and_update().clone();
+        let interfaces = inlets.interfaces.borrow_and_update().clone();
+        inlets.source.mark_unchanged();
+        tell(&self.outlets.nodes, addresses(&intent));
+        tell(&self.outlets.targets, Arc::new(plan::targets(&intent)));
+
+        // An agent that starts knows nobody: it takes nothing from anyone until it does.
+        let names = match alive.ready {
+            true => alive.names.clone(),
+            false => intent.nodes.keys().cloned().collect(),
+        };
+        let inputs = Inputs { intent: &intent, verdicts: &verdicts, alive: &names };
+        let desired = plan::desired(&inputs);
+        let announced = self.announced(&intent, &interfaces, &desired, alive.ready);
+        let around = Surroundings {
+            hops: (*hops).clone(),
+            announced: announced.iter().map(|(vip, uplink)| (*vip, uplink.ifindex)).collect(),
+            uplinks: uplinks(&intent, &interfaces),
+            mtu: smallest_mtu(&intent, &interfaces),
+        };
+        let scope = match &self.applied {
+            Some((former, same)) if *same == around => Scope::between(former, &desired),
+            _ => Scope::All,
+        };
+        let start = Instant::now();
+        let result = tokio::task::block_in_place(|| self.data_plane.apply(&desired, &around, &scope));
+        self.desired.clone_from(&desired);
+        match result {
+            Ok(problems) => {
+                tracing::debug!(elapsed = ?start.elapsed(), all = scope == Scope::All, "applied");
+                for problem in problems.iter().filter(|problem| !self.unapplied.contains(problem)) {
+                    tracing::error!(object = problem.object, "{}", problem.message);
+                }
+                self.unapplied = problems;
+                self.applied = Some((desired, around));
+                tell(&self.outlets.announced, Arc::new(announced));
+                true
+            }
+            Err(error) => {
+                let problem = Problem { object: "Agent".into(), message: error.to_string() };
+                if self.unapplied.last() != Some(&problem) {
+                    tracing::error!(%error, "maps cannot be written; the former state stays in force");
+                    self.unapplied = vec![problem];
+                }
+                self.applied = None;
+                false
+            }
+        }
+    }
+
+    /// What this node announces, and where. Before all nodes have been heard: what it announced
+    /// already, by the maps.
+    fn announced(
+        &self,
+        intent: &Intent,
+        interfaces: &Interfaces,
+        desired: &Desired,
+        ready: bool,
+    ) -> BTreeMap<IpAddr, announce::Uplink> {
+        let former = self.data_plane.announced();
+        let mine = desired.vips.iter().filter(|(vip, wanted)| match ready {
+            true => wanted.announcer == intent.agent.node,
+            false => former.contains(vip),
+        });
+        let uplink = |vip: &IpAddr| uplink_for(*vip, &intent.agent.uplinks, interfaces);
+        mine.filter_map(|(vip, _)| Some((*vip, uplink(vip)?))).collect()
+    }
+
+    /// Puts `egress` on every device that is configured. At the start an error ends the agent.
+    pub async fn attach_egress(&mut self, inlets: &Inlets) -> Result<(), AttachError> {
+        let agent = inlets.intent.borrow().agent.clone();
+        for device in agent.uplinks.iter().chain(&agent.egress_devices) {
+            let index = index_of(&inlets.interfaces.borrow(), device);
+            let attachment = self.loaded.attach_egress(device).await?;
+            self.note((device.clone(), "egress"), index, attachment);
+        }
+        Ok(())
+    }
+
+    /// The same for `ingress`, on uplinks.
+    pub async fn attach_ingress(&mut self, inlets: &Inlets) -> Result<(), AttachError> {
+        let agent = inlets.intent.borrow().agent.clone();
+        for device in &agent.uplinks {
+            let index = index_of(&inlets.interfaces.borrow(), device);
+            let attachment = self.loaded.attach_ingress(device).await?;
+            self.note((device.clone(), "ingress"), index, attachment);
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, at: (String, &'static str), index: u32, attachment: Attachment) {
+        let Attachment { interface, program, mode, reason } = &attachment;
+        let former = self.attachments.get(&at).map(|(_, former)| former);
+        if former != Some(&attachment) {
+            match reason {
+                None => tracing::info!(interface, program, mode, "attached"),
+                Some(reason) => tracing::warn!(interface, program, mode, reason, "attached"),
+            }
+        }
+        self.attachments.insert(at, (index, attachment));
+    }
+
+    /// Devices that were made anew get their programs again; whoever came behind `egress` is told of.
+    pub async fn look_at_attachments(&mut self, inlets: &Inlets) {
+        let interfaces = inlets.interfaces.borrow().clone();
+        self.unattached.clear();
+        for (at, (index, attachment)) in self.attachments.clone() {
+            let (device, program) = &at;
+            let now = index_of(&interfaces, device);
+            let result = match (*program, now == index) {
+                (_, _) if now == 0 => Err(AttachError::NoInterface(device.clone())),
+                ("ingress", true) => continue,
+                (_, true) => Ok(Attachment { reason: self.loaded.egress_order(device).await.or(attachment.reason), ..attachment }),
+                ("ingress", false) => self.loaded.attach_ingress(device).await,
+                (_, false) => self.loaded.attach_egress(device).await,
+            };
+            match result {
+                Ok(attachment) => self.note(at, now, attachment),
+                Err(error) => {
+                    self.unattached.insert(format!("{program} on {device}"), error.to_string());
+                }
+            }
+        }
+    }
+
+    /// Reports unless it was done just now; the next tick then does.
+    pub fn report_soon(&mut self, inlets: &Inlets) {
+        if self.reported.is_none_or(|at| at.elapsed() >= REPORT_REST) {
+            self.report(inlets);
+        }
+    }
+}
+
+fn tell<T: PartialEq>(to: &watch::Sender<Arc<T>>, now: Arc<T>) {
+    to.send_if_modified(|former| {
+        let changed = **former != *now;
+        if changed {
+            *former = now;
+        }
+        changed
+    });
+}
+
+fn index_of(interfaces: &Interfaces, device: &str) -> u32 {
+    interfaces.by_name(device).map_or(0, |link| link.ifindex)
+}
+
+fn uplinks(intent: &Intent, interfaces: &Interfaces) -> Vec<Uplink> {
+    let links = intent.agent.uplinks.iter().filter_map(|name| interfaces.by_name(name));
+    let uplink = |link: &crate::netlink::Link| Uplink {
+        ifindex: link.ifindex,
+        mac: link.mac.unwrap_or_default(),
+        reserved: [0; 6],
+    };
+    links.map(uplink).collect()
+}
+
+fn smallest_mtu(intent: &Intent, interfaces: &Interfaces) -> u32 {
+    let links = intent.agent.uplinks.iter().filter_map(|name| interfaces.by_name(name));
+    links.map(|link| link.mtu).min().unwrap_or_default()
+}
