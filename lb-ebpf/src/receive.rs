@@ -68,8 +68,7 @@ fn try_tunnelled(frame: &mut Frame, link: &Link) -> Outcome {
     let ours = header.base.version_length == VERSION_LENGTH
         && header.base.vni == vni_word(setting::vni())
         && header.option.class == CLASS
-        && header.option.length == OPTION_LENGTH
-        && header.data.version == TUNNEL_VERSION;
+        && header.option.length == OPTION_LENGTH;
     if !ours {
         return Err(Reason::BadTunnel);
     }
@@ -82,7 +81,10 @@ fn try_tunnelled(frame: &mut Frame, link: &Link) -> Outcome {
         seed_tag: header.data.seed_tag,
         inner: header.base.protocol,
     };
+    let same_version = header.data.version == TUNNEL_VERSION;
     match header.option.kind {
+        // Probes are answered across versions: an upgrade must not make nodes look dead.
+        kind::DATA if !same_version => Err(Reason::BadTunnel),
         kind::DATA => unpack(frame, link, &meant, tos),
         kind::PROBE => probe::answer(frame, link, headers),
         kind::PROBE_ANSWER => Ok(Verdict::Pass(Reason::ProbeAnswerPassed)),
