@@ -14,7 +14,7 @@ use lb_common::{
 use crate::{
     frame::Frame,
     headers::TTL,
-    parse::{Ip, Link},
+    parse::{Ip, Link, Macs},
     verdict::{Outcome, Verdict},
 };
 
@@ -44,6 +44,7 @@ pub fn answer(frame: &mut Frame, link: &Link, ip: &Ip, vip: &Vip) -> Outcome {
         header.ttl = TTL;
         header.checksum = Delta::new().replace16(old, new).apply(header.checksum);
     }
-    link.answer().write(&mut view)?;
+    let macs = Macs::read(&view)?.swapped();
+    link.write(&mut view, macs)?;
     Ok(Verdict::Transmit(Reason::EchoAnswered))
 }

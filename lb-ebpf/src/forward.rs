@@ -13,7 +13,7 @@ use lb_common::{
     net::{Addr, Flow, proto},
     reason::Reason,
     service::flags,
-    wire::{eth::ethertype, icmp, ipv4::{FRAGMENT_MASK, Ipv4}, ipv6::Ipv6, l4::Udp},
+    wire::{eth::{Mac, ethertype}, icmp, ipv4::{FRAGMENT_MASK, Ipv4}, ipv6::Ipv6, l4::Udp},
 };
 
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
     frame::{Frame, View},
     maps::{self, setting},
     neighbour,
-    parse::{Ip, Link},
+    parse::{Ip, Link, Macs},
     receive, refuse, tunnel,
     verdict::{Fate, Verdict},
 };
@@ -117,11 +117,15 @@ fn is_tunnel_port(view: &View<'_>, l4: usize) -> bool {
 #[inline(always)]
 fn to_vip(frame: &mut Frame, link: &Link) -> Fate {
     // The switch may flood frames for other hosts, which forward them themselves.
-    if maps::uplink(frame.ifindex()).is_none_or(|uplink| uplink.mac != link.destination) {
-        return Fate::NOT_OURS;
-    }
+    let ifindex = frame.ifindex();
     let length = frame.total_len();
     let view = frame.view();
+    let is_ours = maps::uplink(ifindex).is_some_and(|uplink| {
+        Macs::read(&view).is_ok_and(|macs| macs.destination == Mac::new(uplink.mac))
+    });
+    if !is_ours {
+        return Fate::NOT_OURS;
+    }
     match Ip::read(&view, link.l3, link.ethertype, length) {
         Ok(ip) if ip.fragment => drop_if_vip(&ip.destination, Reason::Fragment),
         Ok(ip) if ip.proto == proto::TCP || ip.proto == proto::UDP => match ip.ports(&view) {

@@ -2,7 +2,11 @@
 //! [`View::at`] and [`View::at_mut`], which check bounds and hand out a reference that cannot
 //! outlive a change of the frame's size.
 
-use core::{marker::PhantomData, mem::size_of};
+use core::{
+    arch::asm,
+    marker::PhantomData,
+    mem::{offset_of, size_of},
+};
 
 use aya_ebpf::{
     EbpfContext,
@@ -17,6 +21,27 @@ use lb_common::{net::Addr, reason::Reason, wire::Wire};
 
 /// No header that is read starts further in: what the verifier needs to hear.
 const MAX_OFFSET: usize = 511;
+
+/// Start and end of the packet, from a context. The fields are 32 bits wide and become pointers of
+/// 64 as they are loaded, which the verifier follows; were they words to the compiler, it would
+/// widen them again after a spill, and the verifier would see a number. Loaded anew each time: a
+/// resize moves both.
+macro_rules! bounds {
+    ($ctx:expr, $type:ty) => {{
+        let (start, end): (usize, usize);
+        asm!(
+            "{start} = *(u32 *)({ctx} + {data})",
+            "{end} = *(u32 *)({ctx} + {data_end})",
+            ctx = in(reg) $ctx,
+            start = out(reg) start,
+            end = lateout(reg) end,
+            data = const offset_of!($type, data),
+            data_end = const offset_of!($type, data_end),
+            options(readonly, nostack),
+        );
+        (start, end)
+    }};
+}
 
 /// The linear part of a packet.
 pub struct View<'f> {
@@ -80,8 +105,9 @@ impl Frame {
 
     #[inline(always)]
     pub fn view(&mut self) -> View<'_> {
-        let ctx = XdpContext::new(self.ctx);
-        View { start: ctx.data(), end: ctx.data_end(), frame: PhantomData }
+        // SAFETY: the context is the one that the kernel passed.
+        let (start, end) = unsafe { bounds!(self.ctx, xdp_md) };
+        View { start, end, frame: PhantomData }
     }
 
     /// Index of the interface it came by.
@@ -148,9 +174,7 @@ impl Skb {
     #[inline(always)]
     pub fn view(&mut self) -> View<'_> {
         // SAFETY: the context is the one that the kernel passed.
-        let start = unsafe { (*self.skb).data } as usize;
-        // SAFETY: as above.
-        let end = unsafe { (*self.skb).data_end } as usize;
+        let (start, end) = unsafe { bounds!(self.skb, __sk_buff) };
         View { start, end, frame: PhantomData }
     }
 

@@ -14,7 +14,7 @@ use lb_common::{
 use crate::{
     frame::{Frame, View},
     headers,
-    parse::{Ip, Link},
+    parse::{Ip, Link, Macs},
     refuse,
     verdict::{Fate, Outcome, Verdict},
 };
@@ -69,10 +69,11 @@ pub fn error(frame: &mut Frame, link: &Link, ip: &Ip, message: Message) -> Resul
         return Err(Reason::Truncated);
     }
     let surplus = frame.total_len() as i32 - (link.l3 + quoted) as i32;
+    let macs = Macs::read(&frame.view())?.swapped();
     frame.grow_tail(-surplus)?;
     frame.grow_head(if ip.v6 { GROWTH_V6 } else { GROWTH_V4 } as i32)?;
     let mut view = frame.view();
-    link.answer().write(&mut view)?;
+    link.write(&mut view, macs)?;
     if ip.v6 {
         write_v6(&mut view, link.l3, ip, quoted, message)
     } else {

@@ -8,7 +8,7 @@ use lb_common::{
     reason::Reason,
     wire::{
         arp::{Arp, REPLY, REQUEST},
-        eth::ethertype,
+        eth::{Mac, ethertype},
         icmp::{Icmp, LinkLayer, Neighbour, v6},
         ipv6::Ipv6,
     },
@@ -17,7 +17,7 @@ use lb_common::{
 use crate::{
     frame::Frame,
     maps,
-    parse::Link,
+    parse::{Link, Macs},
     verdict::{Fate, Outcome, Verdict},
 };
 
@@ -26,7 +26,7 @@ const ALL_NODES: Addr = Addr::from_halves([
     u64::from_le_bytes([0xff, 0x02, 0, 0, 0, 0, 0, 0]),
     u64::from_le_bytes([0, 0, 0, 0, 0, 0, 0, 1]),
 ]);
-const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
+const ALL_NODES_MAC: Mac = Mac::new([0x33, 0x33, 0, 0, 0, 1]);
 
 /// Hop limit that proves a message came from this link (RFC 4861 7.1.1).
 const ON_LINK: u8 = 255;
@@ -36,20 +36,22 @@ const ADVERTISEMENT: usize = size_of::<Neighbour>() + size_of::<LinkLayer>();
 
 /// This interface's MAC if it is the one to answer for `target`; none where that is no VIP.
 #[inline(always)]
-fn answering_mac(frame: &Frame, link: &Link, target: &Addr) -> Result<Option<[u8; 6]>, Reason> {
+fn answering_mac(frame: &mut Frame, target: &Addr) -> Result<Option<Mac>, Reason> {
     if !maps::may_be_vip(target) {
         return Ok(None);
     }
     let (Some(vip), Some(uplink)) = (maps::vip(target), maps::uplink(frame.ifindex())) else {
         return Ok(None);
     };
-    if !link.is_group() && link.destination != uplink.mac {
+    let mac = Mac::new(uplink.mac);
+    let destination = Macs::read(&frame.view())?.destination;
+    if !destination.is_group() && destination != mac {
         return Ok(None);
     }
     if vip.announced_on != uplink.ifindex {
         return Err(Reason::NotAnnounced);
     }
-    Ok(Some(uplink.mac))
+    Ok(Some(mac))
 }
 
 /// An ARP packet.
@@ -67,19 +69,20 @@ fn try_arp(frame: &mut Frame, link: &Link) -> Outcome {
         return Ok(Verdict::NotOurs);
     }
     let target = Addr::from_v4_word(request.target_ip);
-    let Some(mac) = answering_mac(frame, link, &target)? else {
+    let Some(mac) = answering_mac(frame, &target)? else {
         return Ok(Verdict::NotOurs);
     };
     let mut view = frame.view();
     *view.at_mut::<Arp>(link.l3)? = Arp {
         operation: REPLY,
-        sender_mac: mac,
+        sender_mac: mac.into(),
         sender_ip: request.target_ip,
         target_mac: request.sender_mac,
         target_ip: request.sender_ip,
         ..request
     };
-    Link { destination: link.source, source: mac, ..*link }.write(&mut view)?;
+    let asker = Macs::read(&view)?.source;
+    link.write(&mut view, Macs { destination: asker, source: mac })?;
     Ok(Verdict::Transmit(Reason::ArpAnswered))
 }
 
@@ -105,7 +108,7 @@ fn try_solicitation(frame: &mut Frame, link: &Link) -> Outcome {
     if !asks {
         return Ok(Verdict::NotOurs);
     }
-    let Some(mac) = answering_mac(frame, link, &target)? else {
+    let Some(mac) = answering_mac(frame, &target)? else {
         return Ok(Verdict::NotOurs);
     };
     advertise(frame, link, &asker, &target, mac)?;
@@ -119,7 +122,7 @@ fn advertise(
     link: &Link,
     asker: &Addr,
     target: &Addr,
-    mac: [u8; 6],
+    mac: Mac,
 ) -> Result<(), Reason> {
     let wanted = link.l3 + size_of::<Ipv6>() + ADVERTISEMENT;
     let growth = wanted as i32 - frame.total_len() as i32;
@@ -129,7 +132,7 @@ fn advertise(
     let (destination, destination_mac, solicited) = if asker.is_unset() {
         (ALL_NODES, ALL_NODES_MAC, 0)
     } else {
-        (*asker, link.source, v6::SOLICITED)
+        (*asker, Macs::read(&frame.view())?.source, v6::SOLICITED)
     };
     let rest = [solicited | v6::OVERRIDE, 0, 0, 0];
     let sum = checksum::pseudo_header(target, &destination, proto::ICMPV6, ADVERTISEMENT as u16)
@@ -137,12 +140,10 @@ fn advertise(
         + u32::from_ne_bytes(rest) as u64
         + checksum::addr(target)
         + u16::from_ne_bytes([v6::TARGET_LINK_LAYER, 1]) as u64
-        + u16::from_ne_bytes([mac[0], mac[1]]) as u64
-        + u16::from_ne_bytes([mac[2], mac[3]]) as u64
-        + u16::from_ne_bytes([mac[4], mac[5]]) as u64;
+        + mac.sum();
 
     let mut view = frame.view();
-    Link { destination: destination_mac, source: mac, ..*link }.write(&mut view)?;
+    link.write(&mut view, Macs { destination: destination_mac, source: mac })?;
     let header = crate::headers::ipv6(target, &destination, proto::ICMPV6, ADVERTISEMENT as u16, 0);
     *view.at_mut::<Ipv6>(link.l3)? = Ipv6 { hop_limit: ON_LINK, ..header };
     let at = link.l3 + size_of::<Ipv6>();
@@ -151,6 +152,6 @@ fn advertise(
         target: *target,
     };
     *view.at_mut::<LinkLayer>(at + size_of::<Neighbour>())? =
-        LinkLayer { kind: v6::TARGET_LINK_LAYER, length: 1, mac };
+        LinkLayer { kind: v6::TARGET_LINK_LAYER, length: 1, mac: mac.into() };
     Ok(())
 }

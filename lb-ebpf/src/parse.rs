@@ -6,7 +6,7 @@ use lb_common::{
     net::{Addr, Port, proto},
     reason::Reason,
     wire::{
-        eth::{Eth, Vlan, ethertype},
+        eth::{Eth, Mac, Vlan, ethertype},
         ipv4::{FRAGMENT_MASK, Ipv4},
         ipv6::{Extension, Ipv6},
         l4::{Tcp, Udp},
@@ -18,11 +18,9 @@ use crate::frame::View;
 /// IPv6 extension headers that are walked; more are refused (Linux hosts send none or one).
 const MAX_EXTENSIONS: usize = 4;
 
-/// The Ethernet header with its tags, whole, so that it can be written again elsewhere.
+/// Where an Ethernet header ends, and its tags, so that it can be written again elsewhere.
 #[derive(Clone, Copy)]
 pub struct Link {
-    pub destination: [u8; 6],
-    pub source: [u8; 6],
     /// Type of what the tags and the header carry.
     pub ethertype: u16,
     /// Where the IP header starts: 14, 18 or 22.
@@ -36,11 +34,8 @@ impl Link {
     /// Reads the header and at most two tags (IEEE 802.1ad).
     #[inline(always)]
     pub fn read(view: &View<'_>) -> Result<Self, Reason> {
-        let eth = view.at::<Eth>(0)?;
         let mut link = Self {
-            destination: eth.destination,
-            source: eth.source,
-            ethertype: eth.ethertype,
+            ethertype: view.at::<Eth>(0)?.ethertype,
             l3: size_of::<Eth>(),
             types: [0; 2],
             tags: [0; 2],
@@ -64,13 +59,13 @@ impl Link {
         Ok(())
     }
 
-    /// Writes the header again at the start of the frame, tags kept.
+    /// Writes the header at the start of the frame, tags kept.
     #[inline(always)]
-    pub fn write(&self, view: &mut View<'_>) -> Result<(), Reason> {
+    pub fn write(&self, view: &mut View<'_>, macs: Macs) -> Result<(), Reason> {
         let tagged = self.l3 > size_of::<Eth>();
         *view.at_mut::<Eth>(0)? = Eth {
-            destination: self.destination,
-            source: self.source,
+            destination: macs.destination.into(),
+            source: macs.source.into(),
             ethertype: if tagged { self.types[0] } else { self.ethertype },
         };
         if tagged {
@@ -84,17 +79,26 @@ impl Link {
         }
         Ok(())
     }
+}
 
-    /// The header of an answer out of the same interface.
+/// The addresses of an Ethernet header.
+#[derive(Clone, Copy)]
+pub struct Macs {
+    pub destination: Mac,
+    pub source: Mac,
+}
+
+impl Macs {
     #[inline(always)]
-    pub fn answer(&self) -> Self {
-        Self { destination: self.source, source: self.destination, ..*self }
+    pub fn read(view: &View<'_>) -> Result<Self, Reason> {
+        let eth = view.at::<Eth>(0)?;
+        Ok(Self { destination: eth.destination.into(), source: eth.source.into() })
     }
 
-    /// A multicast or broadcast frame.
+    /// Those of an answer out of the same interface.
     #[inline(always)]
-    pub fn is_group(&self) -> bool {
-        self.destination[0] & 1 != 0
+    pub fn swapped(self) -> Self {
+        Self { destination: self.source, source: self.destination }
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{
     frame::Frame,
     headers,
     maps::{self, setting},
-    parse::Link,
+    parse::{Link, Macs},
     verdict::{Outcome, Verdict},
 };
 
@@ -55,7 +55,8 @@ pub fn answer(frame: &mut Frame, link: &Link, headers: usize) -> Outcome {
         [first as u32, (first >> 32) as u32, second as u32, (second >> 32) as u32];
     probe.heartbeat_age = heartbeat_age().to_be();
     probe.layout = LAYOUT_VERSION.to_be();
-    link.answer().write(&mut view)?;
+    let macs = Macs::read(&view)?.swapped();
+    link.write(&mut view, macs)?;
     Ok(Verdict::Transmit(Reason::ProbeAnswered))
 }
 

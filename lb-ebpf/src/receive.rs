@@ -23,7 +23,7 @@ use lb_common::{
 use crate::{
     frame::Frame,
     maps::{self, setting},
-    parse::{Ip, Link},
+    parse::{Ip, Link, Macs},
     probe, rewrite,
     verdict::{Fate, Outcome, Verdict},
 };
@@ -100,11 +100,12 @@ fn unpack(frame: &mut Frame, outer: &Link, meant: &Meant, outer_tos: u8) -> Outc
         return Err(Reason::BadTunnel);
     }
     let overhead = if outer.ethertype == ethertype::IPV6 { OVERHEAD_V6 } else { OVERHEAD_V4 };
+    let macs = Macs::read(&frame.view())?;
     frame.grow_head(-(overhead as i32))?;
     let link = Link { ethertype: inner, ..*outer };
     let length = frame.total_len();
     let mut view = frame.view();
-    link.write(&mut view)?;
+    link.write(&mut view, macs)?;
     let ip = Ip::read(&view, link.l3, inner, length)?;
     if ip.fragment {
         return Err(Reason::Fragment);

@@ -19,7 +19,7 @@ use crate::{
     headers,
     icmp::{self, Message},
     maps,
-    parse::{Ip, Link},
+    parse::{Ip, Link, Macs},
     verdict::{Fate, Outcome, Verdict},
 };
 
@@ -101,7 +101,8 @@ fn reset(frame: &mut Frame, link: &Link, ip: &Ip, segment: &Segment) -> Result<(
     frame.grow_tail(-surplus)?;
 
     let mut view = frame.view();
-    link.answer().write(&mut view)?;
+    let macs = Macs::read(&view)?.swapped();
+    link.write(&mut view, macs)?;
     let tcp_length = size_of::<Tcp>() as u16;
     if ip.v6 {
         *view.at_mut::<Ipv6>(link.l3)? =

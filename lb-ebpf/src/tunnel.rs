@@ -7,7 +7,7 @@ use lb_common::{
     net::proto,
     reason::Reason,
     wire::{
-        eth::ethertype,
+        eth::{Mac, ethertype},
         geneve::{self, DataHeader, OVERHEAD_V4, OVERHEAD_V6, VISITED},
         ipv4::Ipv4,
         ipv6::Ipv6,
@@ -19,7 +19,7 @@ use crate::{
     frame::Frame,
     headers, icmp,
     maps::{self, setting},
-    parse::{Ip, Link},
+    parse::{Ip, Link, Macs},
     rewrite,
     verdict::{Fate, Outcome, Verdict},
 };
@@ -82,13 +82,10 @@ fn try_encapsulate(frame: &mut Frame, link: &Link, ip: &Ip, way: &Way<'_>) -> Ou
     rewrite::lower_ttl(&mut frame.view(), ip)?;
     frame.grow_head(overhead as i32)?;
     let mut view = frame.view();
-    Link {
-        destination: hop.destination_mac,
-        source: hop.source_mac,
-        ethertype: if over_v4 { ethertype::IPV4 } else { ethertype::IPV6 },
-        ..*link
-    }
-    .write(&mut view)?;
+    let macs =
+        Macs { destination: Mac::new(hop.destination_mac), source: Mac::new(hop.source_mac) };
+    let ethertype = if over_v4 { ethertype::IPV4 } else { ethertype::IPV6 };
+    Link { ethertype, ..*link }.write(&mut view, macs)?;
     let length = ip.length as u16;
     if over_v4 {
         let udp_length = length + (OVERHEAD_V4 - 20) as u16;

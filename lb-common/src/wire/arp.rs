@@ -1,6 +1,6 @@
 //! ARP for IPv4 over Ethernet (RFC 826).
 
-use super::{Be16, Be32, header};
+use super::{Be16, Be32, eth::WireMac, header};
 
 header!(Arp, 28 {
     hardware: Be16,
@@ -8,9 +8,9 @@ header!(Arp, 28 {
     hardware_length: u8,
     protocol_length: u8,
     operation: Be16,
-    sender_mac: [u8; 6],
+    sender_mac: WireMac,
     sender_ip: Be32,
-    target_mac: [u8; 6],
+    target_mac: WireMac,
     target_ip: Be32,
 });
 

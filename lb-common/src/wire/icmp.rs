@@ -1,6 +1,6 @@
 //! ICMP (RFC 792), ICMPv6 (RFC 4443), neighbour discovery (RFC 4861).
 
-use super::{Be16, header};
+use super::{Be16, eth::WireMac, header};
 use crate::net::Addr;
 
 header!(
@@ -25,7 +25,7 @@ header!(
     kind: u8,
     /// In units of eight bytes.
     length: u8,
-    mac: [u8; 6],
+    mac: WireMac,
 });
 
 /// ICMP types.
