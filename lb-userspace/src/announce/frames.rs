@@ -7,31 +7,31 @@ use lb_common::{
     net::proto,
     wire::{
         arp::{self, Arp},
-        eth::{Eth, ethertype},
+        eth::{Eth, Mac, WireMac, ethertype},
         icmp::{Icmp, LinkLayer, Neighbour, v6},
         ipv6::Ipv6,
     },
 };
 
-const BROADCAST: [u8; 6] = [0xff; 6];
+const BROADCAST: Mac = Mac::new([0xff; 6]);
 /// ff02::1, and the MAC that goes with it (RFC 2464 7).
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
-const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
+const ALL_NODES_MAC: Mac = Mac::new([0x33, 0x33, 0, 0, 0, 1]);
 /// Neighbour discovery demands it of the receiver (RFC 4861 7.1.2).
 const HOP_LIMIT: u8 = 255;
 
 /// The frame that tells everybody on the link that `vip` is at `mac`.
 pub fn announcement(vip: IpAddr, mac: [u8; 6]) -> Vec<u8> {
     match vip {
-        IpAddr::V4(vip) => gratuitous_arp(vip, mac),
-        IpAddr::V6(vip) => unsolicited_advertisement(vip, mac),
+        IpAddr::V4(vip) => gratuitous_arp(vip, Mac::new(mac).into()),
+        IpAddr::V6(vip) => unsolicited_advertisement(vip, Mac::new(mac).into()),
     }
 }
 
 /// An ARP request for the own address, which updates whoever already knows it (RFC 826, RFC 5227
 /// 2.3).
-fn gratuitous_arp(vip: Ipv4Addr, mac: [u8; 6]) -> Vec<u8> {
-    let eth = Eth { destination: BROADCAST, source: mac, ethertype: ethertype::ARP };
+fn gratuitous_arp(vip: Ipv4Addr, mac: WireMac) -> Vec<u8> {
+    let eth = Eth { destination: BROADCAST.into(), source: mac, ethertype: ethertype::ARP };
     let ip = u32::from_ne_bytes(vip.octets());
     let arp = Arp {
         hardware: arp::ETHERNET,
@@ -41,15 +41,15 @@ fn gratuitous_arp(vip: Ipv4Addr, mac: [u8; 6]) -> Vec<u8> {
         operation: arp::REQUEST,
         sender_mac: mac,
         sender_ip: ip,
-        target_mac: [0; 6],
+        target_mac: Mac::new([0; 6]).into(),
         target_ip: ip,
     };
     [bytemuck::bytes_of(&eth), bytemuck::bytes_of(&arp)].concat()
 }
 
 /// A neighbour advertisement to all nodes that overrides what they know (RFC 4861 4.4, 7.2.6).
-fn unsolicited_advertisement(vip: Ipv6Addr, mac: [u8; 6]) -> Vec<u8> {
-    let eth = Eth { destination: ALL_NODES_MAC, source: mac, ethertype: ethertype::IPV6 };
+fn unsolicited_advertisement(vip: Ipv6Addr, mac: WireMac) -> Vec<u8> {
+    let eth = Eth { destination: ALL_NODES_MAC.into(), source: mac, ethertype: ethertype::IPV6 };
     let mut message = Neighbour {
         icmp: Icmp { kind: v6::ADVERTISEMENT, code: 0, checksum: 0, rest: [v6::OVERRIDE, 0, 0, 0] },
         target: bytemuck::cast(vip.octets()),
