@@ -13,6 +13,7 @@ mod state;
 use std::{
     collections::BTreeMap,
     fs::{self, File},
+    io::IsTerminal,
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -59,6 +60,10 @@ const TICK: Duration = Duration::from_secs(1);
 /// Longest wait for the first list of interfaces.
 const INTERFACES_WAIT: Duration = Duration::from_secs(5);
 
+/// A killed agent holds its lock until the kernel has taken it apart.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+const LOCK_RETRY: Duration = Duration::from_millis(20);
+
 /// Runs until SIGTERM or SIGINT; or, with `cleanup`, removes everything from the kernel and returns.
 pub fn run(args: AgentArgs) -> anyhow::Result<()> {
     start_log();
@@ -77,7 +82,10 @@ pub fn run(args: AgentArgs) -> anyhow::Result<()> {
 fn start_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("WEIR_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     // Fails where a test has set one already, which then serves.
     let _ = subscriber.try_init();
 }
@@ -108,16 +116,26 @@ async fn cleanup(args: AgentArgs) -> anyhow::Result<()> {
 /// One agent a pin folder: the lock is on the folder itself, and ends with the process.
 fn lock(pin_dir: &Path) -> anyhow::Result<Flock<File>> {
     fs::create_dir_all(pin_dir).with_context(|| {
-        format!("make pin folder {}; is a bpffs mounted there? mount -t bpf bpf /sys/fs/bpf", pin_dir.display())
-    })?;
-    let folder = File::open(pin_dir).with_context(|| format!("open {}", pin_dir.display()))?;
-    match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(lock),
-        Err((_, nix::Error::EWOULDBLOCK)) => bail!(
-            "another agent runs with pin folder {}: stop it, or pass another --pin-dir",
+        format!(
+            "make pin folder {}; is a bpffs mounted there? mount -t bpf bpf /sys/fs/bpf",
             pin_dir.display()
-        ),
-        Err((_, error)) => Err(error).with_context(|| format!("lock {}", pin_dir.display())),
+        )
+    })?;
+    let mut folder = File::open(pin_dir).with_context(|| format!("open {}", pin_dir.display()))?;
+    let deadline = Instant::now() + LOCK_WAIT;
+    loop {
+        match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((same, nix::Error::EWOULDBLOCK)) if Instant::now() < deadline => folder = same,
+            Err((_, nix::Error::EWOULDBLOCK)) => bail!(
+                "another agent runs with pin folder {}: stop it, or pass another --pin-dir",
+                pin_dir.display()
+            ),
+            Err((_, error)) => {
+                return Err(error).with_context(|| format!("lock {}", pin_dir.display()));
+            }
+        }
+        std::thread::sleep(LOCK_RETRY);
     }
 }
 

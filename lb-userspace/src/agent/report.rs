@@ -52,8 +52,10 @@ impl State {
 
     fn problems(&self) -> Vec<Problem> {
         let of_agent = |message| Problem { object: "Agent".into(), message };
-        let unattached = self.unattached.iter().map(|(what, why)| of_agent(format!("{what}: {why}")));
-        let mut problems: Vec<_> = self.desired.problems.iter().cloned().chain(unattached).collect();
+        let unattached =
+            self.unattached.iter().map(|(what, why)| of_agent(format!("{what}: {why}")));
+        let mut problems: Vec<_> =
+            self.desired.problems.iter().cloned().chain(unattached).collect();
         problems.extend(self.unapplied.iter().cloned());
         problems.sort();
         problems.dedup();
@@ -69,7 +71,10 @@ impl State {
                 address: key.address,
                 port: key.port,
                 protocol: key.protocol,
-                announcer: vips.get(&key.address).map(|vip| vip.announcer.clone()).unwrap_or_default(),
+                announcer: vips
+                    .get(&key.address)
+                    .map(|vip| vip.announcer.clone())
+                    .unwrap_or_default(),
                 weights: frontend.owners.clone(),
             })
             .collect()

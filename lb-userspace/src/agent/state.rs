@@ -93,7 +93,12 @@ pub struct State {
 }
 
 impl State {
-    pub fn new(data_plane: DataPlane<Maps>, loaded: Loaded, outlets: Outlets, about: About) -> Self {
+    pub fn new(
+        data_plane: DataPlane<Maps>,
+        loaded: Loaded,
+        outlets: Outlets,
+        about: About,
+    ) -> Self {
         Self {
             data_plane,
             loaded,
@@ -134,11 +139,15 @@ impl State {
             mtu: smallest_mtu(&intent, &interfaces),
         };
         let scope = match &self.applied {
-            Some((former, same)) if *same == around => Scope::between(former, &desired),
+            Some((former, same)) if self.unapplied.is_empty() => {
+                Scope::between(former, &desired, *same != around)
+            }
+            // What went without may find room now.
             _ => Scope::All,
         };
         let start = Instant::now();
-        let result = tokio::task::block_in_place(|| self.data_plane.apply(&desired, &around, &scope));
+        let result =
+            tokio::task::block_in_place(|| self.data_plane.apply(&desired, &around, &scope));
         self.desired.clone_from(&desired);
         match result {
             Ok(problems) => {
@@ -225,7 +234,7 @@ impl State {
             let result = match (*program, now == index) {
                 (_, _) if now == 0 => Err(AttachError::NoInterface(device.clone())),
                 ("ingress", true) => continue,
-                (_, true) => Ok(Attachment { reason: self.loaded.egress_order(device).await.or(attachment.reason), ..attachment }),
+                (_, true) => self.loaded.look_at_egress(&attachment).await,
                 ("ingress", false) => self.loaded.attach_ingress(device).await,
                 (_, false) => self.loaded.attach_egress(device).await,
             };

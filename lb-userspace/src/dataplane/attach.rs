@@ -11,9 +11,7 @@ use std::{
 use aya::programs::{
     LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
     links::{FdLink, LinkError, PinnedLink},
-    tc::{
-        NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
-    },
+    tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact},
     xdp::XdpLink,
 };
 use lb_common::abi::program;
@@ -32,7 +30,9 @@ const OWN_HANDLE: u16 = 1;
 
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
-    #[error("there is no interface {0}: name one that `ip link` shows as uplink in the Agent object")]
+    #[error(
+        "there is no interface {0}: name one that `ip link` shows as uplink in the Agent object"
+    )]
     NoInterface(String),
     #[error(
         "{interface} has an XDP program of somebody else: {name} (id {id}); weir displaces nobody: remove it (ip link set dev {interface} xdp off), or name another uplink"
@@ -66,7 +66,10 @@ impl Loaded {
         let failed = |source| failed(program::EGRESS, interface, source);
         let tcx = match hooks.egress_filters.is_empty() {
             true => attach_tcx(program, interface, &pin).map_err(failed)?,
-            false => Err(format!("filters of others must run before it: {}", hooks.egress_filters.join(", "))),
+            false => Err(format!(
+                "filters of others must run before it: {}",
+                hooks.egress_filters.join(", ")
+            )),
         };
         let (mode, mut reason) = match tcx {
             Ok(link) => {
@@ -85,18 +88,23 @@ impl Loaded {
         if let Some(after) = behind(interface) {
             reason = Some(after);
         }
-        Ok(Attachment { interface: interface.into(), program: "egress".into(), mode: mode.into(), reason })
+        Ok(Attachment {
+            interface: interface.into(),
+            program: "egress".into(),
+            mode: mode.into(),
+            reason,
+        })
     }
 
-    /// Why `egress` is not the last program that a device's packets meet; none if it is.
-    pub async fn egress_order(&mut self, interface: &str) -> Option<String> {
-        let (ifindex, hooks) = look(interface).await.ok()?;
-        let in_tcx = pinned(&links_dir(&self.pin_dir).join(format!("egress-{ifindex}"))).is_some();
-        let filters = hooks.egress_filters.join(", ");
-        match in_tcx && !hooks.egress_filters.is_empty() {
-            true => Some(format!("runs before filters that came later: {filters}; restart the agent")),
-            false => behind(interface),
+    /// Looks again: moves `egress` behind filters that came later, and tells who else came.
+    pub async fn look_at_egress(&mut self, former: &Attachment) -> Result<Attachment, AttachError> {
+        let (_, hooks) = look(&former.interface).await?;
+        let in_tcx = former.mode == "tcx";
+        if in_tcx && !hooks.egress_filters.is_empty() {
+            return self.attach_egress(&former.interface).await;
         }
+        let reason = if in_tcx { behind(&former.interface) } else { former.reason.clone() };
+        Ok(Attachment { reason, ..former.clone() })
     }
 
     /// Puts `ingress` on an uplink, in the driver where it can.
@@ -113,7 +121,12 @@ impl Loaded {
             pin_link(link, &pin)?;
             (mode, reason)
         };
-        Ok(Attachment { interface: interface.into(), program: "ingress".into(), mode: mode.into(), reason })
+        Ok(Attachment {
+            interface: interface.into(),
+            program: "ingress".into(),
+            mode: mode.into(),
+            reason,
+        })
     }
 }
 
@@ -188,7 +201,9 @@ fn attach_tcx(
     let last = TcAttachOptions::TcxOrder(LinkOrder::last());
     match program.attach_with_options(interface, TcAttachType::Egress, last) {
         Ok(id) => FdLink::try_from(program.take_link(id)?).map(Ok).map_err(link_error),
-        Err(ProgramError::SyscallError(error)) => Ok(Err(format!("the kernel has no tcx: {error}"))),
+        Err(ProgramError::SyscallError(error)) => {
+            Ok(Err(format!("the kernel has no tcx: {error}")))
+        }
         Err(error) => Err(error),
     }
 }
@@ -203,15 +218,19 @@ fn attach_clsact(
         program.attach_to_link(own_filter(interface)?)?
     } else {
         match qdisc_add_clsact(interface) {
-            Ok(()) | Err(TcError::AlreadyAttached) => {}
-            Err(error) => return Err(error.into()),
+            Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
+            result => result?,
         }
         let options = NlOptions {
             priority: LAST_PRIORITY,
             handle: TcHandle::new(0, OWN_HANDLE),
             classid: None,
         };
-        program.attach_with_options(interface, TcAttachType::Egress, TcAttachOptions::Netlink(options))?
+        program.attach_with_options(
+            interface,
+            TcAttachType::Egress,
+            TcAttachOptions::Netlink(options),
+        )?
     };
     // Dropped, it would detach: the filter must outlive the agent.
     std::mem::forget(program.take_link(id)?);
@@ -313,7 +332,9 @@ pub async fn cleanup(pin_dir: &Path, devices: &[String]) -> Result<Vec<String>, 
     for device in devices {
         let Ok((_, hooks)) = look(device).await else { continue };
         if hooks.own_filter {
-            own_filter(device).and_then(detach).map_err(|source| failed(program::EGRESS, device, source))?;
+            own_filter(device)
+                .and_then(detach)
+                .map_err(|source| failed(program::EGRESS, device, source))?;
             removed.push(format!("filter on {device}"));
         }
     }
@@ -324,7 +345,9 @@ pub async fn cleanup(pin_dir: &Path, devices: &[String]) -> Result<Vec<String>, 
             unpin(&path)?;
             removed.push(path.display().to_string());
         }
-        for folder in [dir.as_path(), dir.parent().filter(|parent| *parent != pin_dir).unwrap_or(&dir)] {
+        for folder in
+            [dir.as_path(), dir.parent().filter(|parent| *parent != pin_dir).unwrap_or(&dir)]
+        {
             // Not empty or not there: then there is nothing of ours to remove.
             let _ = std::fs::remove_dir(folder);
         }

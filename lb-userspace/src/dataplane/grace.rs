@@ -190,10 +190,8 @@ mod tests {
     #[test]
     fn everything_handed_in_comes_back_after_a_grace_period() {
         let (tell, told) = mpsc::channel();
-        let mut grace = Grace::start(Box::new(move || {
-            tell.send(()).map_err(io::Error::other)
-        }))
-        .unwrap();
+        let mut grace =
+            Grace::start(Box::new(move || tell.send(()).map_err(io::Error::other))).unwrap();
         assert_eq!(grace.wait(), Freed::default());
         grace.retire(Freed { records: vec![1], ..Freed::default() });
         grace.retire(Freed { records: vec![2], segments: vec![(3, 4)], ..Freed::default() });

@@ -22,8 +22,8 @@ pub struct Hooks {
 
 /// Asks the kernel, in the network namespace of the calling thread.
 pub async fn read(ifindex: u32) -> Result<Hooks, rtnetlink::Error> {
-    let (connection, handle, _) =
-        rtnetlink::new_connection().map_err(|error| rtnetlink::Error::NamespaceError(error.to_string()))?;
+    let (connection, handle, _) = rtnetlink::new_connection()
+        .map_err(|error| rtnetlink::Error::NamespaceError(error.to_string()))?;
     let task = tokio::spawn(connection);
     let result = ask(&handle, ifindex).await;
     task.abort();
@@ -37,7 +37,9 @@ async fn ask(handle: &rtnetlink::Handle, ifindex: u32) -> Result<Hooks, rtnetlin
         let LinkAttribute::Xdp(options) = attribute else { continue };
         for option in options {
             match option {
-                LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) if *id != 0 => {
+                LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id)
+                    if *id != 0 =>
+                {
                     hooks.xdp = Some(*id);
                 }
                 LinkXdp::Attached(mode) => hooks.xdp_generic = *mode == XdpAttached::SocketBuffer,

@@ -14,7 +14,8 @@ pub struct Keys {
 impl Keys {
     pub fn of(seed: &[u8; 16]) -> Self {
         let [k0, k1] = key(seed);
-        let derived = |n: u64| Sip13::new(k0, k1).word(u64::from_le_bytes(*b"weir key")).word(n).finish();
+        let derived =
+            |n: u64| Sip13::new(k0, k1).word(u64::from_le_bytes(*b"weir key")).word(n).finish();
         Self { flow: [derived(1), derived(2)], tag: derived(3).to_ne_bytes() }
     }
 }

@@ -50,9 +50,13 @@ pub enum LoadError {
         #[source]
         source: MapError,
     },
-    #[error("the kernel refused the data plane (needs Linux 5.15 or newer, root or CAP_BPF and CAP_NET_ADMIN): {0}")]
+    #[error(
+        "the kernel refused the data plane (needs Linux 5.15 or newer, root or CAP_BPF and CAP_NET_ADMIN): {0}"
+    )]
     Object(#[source] Box<EbpfError>),
-    #[error("the kernel refused program {program} (WEIR_LOG=debug shows the verifier's log): {reason}")]
+    #[error(
+        "the kernel refused program {program} (WEIR_LOG=debug shows the verifier's log): {reason}"
+    )]
     Program { program: &'static str, reason: String },
     #[error("the data plane has no program {0}")]
     NoProgram(&'static str),
@@ -152,8 +156,8 @@ fn check_pinned(dir: &Path, limits: &Limits) -> Result<(), LoadError> {
         if !path.exists() {
             continue;
         }
-        let info = MapInfo::from_pin(&path)
-            .map_err(|source| LoadError::Map { map: spec.name, source })?;
+        let info =
+            MapInfo::from_pin(&path).map_err(|source| LoadError::Map { map: spec.name, source })?;
         spec.check(&info, Some(limits))?;
     }
     Ok(())

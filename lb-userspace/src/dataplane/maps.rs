@@ -37,7 +37,9 @@ const SWITCH_RETRIES: usize = 8;
 pub enum OpenError {
     #[error("reading the BPF maps needs root or CAP_BPF: run it as root")]
     NotRoot(#[source] io::Error),
-    #[error("{0} is not on a BPF file system: mount -t bpf bpf /sys/fs/bpf, or pass the agent's --pin-dir")]
+    #[error(
+        "{0} is not on a BPF file system: mount -t bpf bpf /sys/fs/bpf, or pass the agent's --pin-dir"
+    )]
     NoBpffs(PathBuf),
     #[error("no agent ever ran with pin directory {0}: start `weir agent`, or pass its --pin-dir")]
     NeverRan(PathBuf),
@@ -47,7 +49,9 @@ pub enum OpenError {
     OtherLayout { dir: PathBuf, found: String },
     #[error("map {0} is missing below the pin directory: start `weir agent`, which makes it anew")]
     Missing(&'static str),
-    #[error("the pinned maps are another weir's: use the one that the agent runs, or stop the agent and run `weir agent --cleanup`: {0}")]
+    #[error(
+        "the pinned maps are another weir's: use the one that the agent runs, or stop the agent and run `weir agent --cleanup`: {0}"
+    )]
     Mismatch(#[from] Mismatch),
     #[error("map {map}: {source}")]
     Map {
@@ -204,7 +208,8 @@ impl Maps {
         if first == 0 {
             return Vec::new();
         }
-        let blocks = (first..first.saturating_add(blocks(slots))).map_while(|at| self.owners.get(at));
+        let blocks =
+            (first..first.saturating_add(blocks(slots))).map_while(|at| self.owners.get(at));
         let mut ids: Vec<u32> = blocks.flatten().collect();
         ids.truncate(slots as usize);
         ids
@@ -217,7 +222,10 @@ impl Maps {
 
     /// All living backends.
     pub fn living_backends(&self) -> impl Iterator<Item = Backend> {
-        self.backends.iter().map(|(_, backend)| backend).filter(|backend| backend.id != BackendId::NONE)
+        self.backends
+            .iter()
+            .map(|(_, backend)| backend)
+            .filter(|backend| backend.id != BackendId::NONE)
     }
 
     /// What `egress` puts back for a service.
@@ -292,7 +300,9 @@ fn find_maps(pin_dir: &Path) -> Result<PathBuf, OpenError> {
         Err(source) => return Err(OpenError::Io { path: dir, source }),
     }
     let layouts = pin_dir.read_dir().into_iter().flatten().flatten();
-    let layout = |name: String| name.strip_prefix('v').filter(|v| v.parse::<u32>().is_ok()).map(str::to_owned);
+    let layout = |name: String| {
+        name.strip_prefix('v').filter(|v| v.parse::<u32>().is_ok()).map(str::to_owned)
+    };
     let found = layouts.filter_map(|entry| layout(entry.file_name().into_string().ok()?)).max();
     Err(match found {
         Some(found) => OpenError::OtherLayout { dir: pin_dir.to_owned(), found },
@@ -324,7 +334,8 @@ struct Opener<'a> {
 
 impl Opener<'_> {
     fn data(&self, name: &'static str) -> Result<MapData, OpenError> {
-        let data = MapData::from_pin(self.dir.join(name)).map_err(|error| open_error(name, error))?;
+        let data =
+            MapData::from_pin(self.dir.join(name)).map_err(|error| open_error(name, error))?;
         let info = data.info().map_err(|error| open_error(name, error))?;
         if let Some(spec) = Spec::of(name) {
             spec.check(&info, None)?;
@@ -340,7 +351,10 @@ impl Opener<'_> {
         map.map_err(|error| open_error(name, error))
     }
 
-    fn table<K: aya::Pod, V: aya::Pod>(&self, name: &'static str) -> Result<Table<K, V>, OpenError> {
+    fn table<K: aya::Pod, V: aya::Pod>(
+        &self,
+        name: &'static str,
+    ) -> Result<Table<K, V>, OpenError> {
         let data = self.data(name)?;
         let capacity = data.info().map_err(|error| open_error(name, error))?.max_entries();
         let map = Map::from_map_data(data).and_then(HashMap::try_from);

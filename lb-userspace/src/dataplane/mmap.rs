@@ -26,7 +26,10 @@ pub struct Mapped<T> {
 
 enum Memory {
     /// Start and words of a mapping that lives as long as this.
-    Kernel { start: NonNull<AtomicU64>, words: usize },
+    Kernel {
+        start: NonNull<AtomicU64>,
+        words: usize,
+    },
     Plain(Box<[AtomicU64]>),
 }
 
@@ -161,6 +164,9 @@ mod tests {
         assert_eq!((mapped.get(2), mapped.get(3)), (Some(backend), None));
         assert_eq!(mapped.get(1), Some(Backend::default()));
         assert!(mapped.set_word(2, 2, 0) && !mapped.set_word(2, 4, 0));
-        assert_eq!(mapped.get(2).map(|backend| (backend.id, backend.node)), Some((BackendId::NONE, 0)));
+        assert_eq!(
+            mapped.get(2).map(|backend| (backend.id, backend.node)),
+            Some((BackendId::NONE, 0))
+        );
     }
 }

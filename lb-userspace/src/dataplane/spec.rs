@@ -173,7 +173,8 @@ impl Spec {
 
     /// Whether a map has this form; with limits, also this size.
     pub fn check(&self, info: &MapInfo, limits: Option<&Limits>) -> Result<(), Mismatch> {
-        let found = info.map_type().map_or_else(|_| "unknown".to_owned(), |kind| format!("{kind:?}"));
+        let found =
+            info.map_type().map_or_else(|_| "unknown".to_owned(), |kind| format!("{kind:?}"));
         self.same("type", &found, &format!("{:?}", self.kind.map_type()))?;
         self.same("key size", &info.key_size(), &self.key_size)?;
         if !matches!(self.entries, Entries::Object) {

@@ -98,9 +98,11 @@ fn id_word(id: BackendId, node: u32) -> u64 {
 
 impl Store for Maps {
     fn write(&mut self, step: Step<'_>) -> Result<(), WriteError> {
-        let beyond = |map, index| move |done: bool| match done {
-            true => Ok(()),
-            false => Err(WriteError::Beyond { map, index }),
+        let beyond = |map, index| {
+            move |done: bool| match done {
+                true => Ok(()),
+                false => Err(WriteError::Beyond { map, index }),
+            }
         };
         match step {
             Step::Hop(index, hop) => {

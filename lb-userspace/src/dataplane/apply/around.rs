@@ -150,7 +150,8 @@ impl<S: Store> Work<'_, S> {
 
     fn object_of(&self, vip: IpAddr) -> String {
         let frontend = self.desired.frontends.iter().find(|(key, _)| key.address == vip);
-        frontend.map_or_else(|| format!("VIP/{vip}"), |(_, found)| format!("Frontend/{}", found.object))
+        frontend
+            .map_or_else(|| format!("VIP/{vip}"), |(_, found)| format!("Frontend/{}", found.object))
     }
 
     fn put_filter(&mut self, wanted: Vec<u64>) -> Result<(), ApplyError> {

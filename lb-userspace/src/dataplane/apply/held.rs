@@ -171,8 +171,7 @@ impl Held {
         let words = services.map(|(index, word)| (index, ServiceWord(*word)));
         let numbers = &self.frontend_numbers;
         let orphan = |index: &u32| numbers.is_free(*index / 2);
-        self.orphans =
-            words.filter(|(index, word)| word.record() != 0 && orphan(index)).collect();
+        self.orphans = words.filter(|(index, word)| word.record() != 0 && orphan(index)).collect();
     }
 
     fn use_segment(&mut self, first: u32, blocks: u32) {

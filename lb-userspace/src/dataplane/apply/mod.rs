@@ -41,26 +41,43 @@ use held::Held;
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Scope {
     All,
-    /// Only these frontends and backends; also those that the plan no longer holds.
-    Pools { frontends: BTreeSet<FrontendKey>, backends: BTreeSet<SocketAddr> },
+    Part {
+        /// Nodes, VIPs and this node's surroundings.
+        around: bool,
+        /// Only these frontends and backends; also those that the plan no longer holds.
+        frontends: BTreeSet<FrontendKey>,
+        backends: BTreeSet<SocketAddr>,
+    },
 }
 
 impl Scope {
-    /// What differs between two plans.
-    pub fn between(old: &Desired, new: &Desired) -> Self {
-        if (&old.nodes, &old.vips) != (&new.nodes, &new.vips) {
-            return Self::All;
-        }
-        Self::Pools {
+    /// What differs between two plans; `around` tells whether the surroundings do.
+    pub fn between(old: &Desired, new: &Desired, around: bool) -> Self {
+        Self::Part {
+            around: around || (&old.nodes, &old.vips) != (&new.nodes, &new.vips),
             frontends: differing(&old.frontends, &new.frontends),
             backends: differing(&old.backends, &new.backends),
         }
     }
 }
 
-fn differing<K: Copy + Ord, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> BTreeSet<K> {
-    let changed = new.iter().filter(|(key, value)| old.get(key) != Some(value)).map(|(key, _)| *key);
-    changed.chain(old.keys().filter(|key| !new.contains_key(key)).copied()).collect()
+/// Keys whose values differ, by one walk over both.
+fn differing<K: Copy + Ord, V: PartialEq>(
+    old: &BTreeMap<K, V>,
+    new: &BTreeMap<K, V>,
+) -> BTreeSet<K> {
+    let mut changed = BTreeSet::new();
+    let mut old = old.iter().peekable();
+    for (key, value) in new {
+        while let Some((gone, _)) = old.next_if(|(former, _)| *former < key) {
+            changed.insert(*gone);
+        }
+        if old.next_if(|(former, _)| *former == key).map(|(_, former)| former) != Some(value) {
+            changed.insert(*key);
+        }
+    }
+    changed.extend(old.map(|(gone, _)| *gone));
+    changed
 }
 
 /// What this node knows of its surroundings.
@@ -225,23 +242,24 @@ impl<S: Store> Work<'_, S> {
         scope: &Scope,
         of_frontends: &mut BTreeMap<FrontendKey, Problem>,
     ) -> Result<(), ApplyError> {
-        let (frontends, backends) = match scope {
+        let (around, frontends, backends) = match scope {
             Scope::All => {
+                of_frontends.clear();
                 let held = self.held.frontends.keys();
                 let frontends = held.chain(self.desired.frontends.keys()).copied().collect();
                 let held = self.held.backends.keys();
-                (frontends, held.chain(self.desired.backends.keys()).copied().collect())
+                (true, frontends, held.chain(self.desired.backends.keys()).copied().collect())
             }
-            Scope::Pools { frontends, backends } => (frontends.clone(), backends.clone()),
+            Scope::Part { around, frontends, backends } => {
+                (*around, frontends.clone(), backends.clone())
+            }
         };
-        let all = *scope == Scope::All;
         self.mend()?;
-        if all {
-            of_frontends.clear();
+        if around {
             self.remove_vips()?;
         }
         self.remove_frontends(&frontends)?;
-        if all {
+        if around {
             self.put_nodes()?;
         }
         self.put_backends(&backends)?;
@@ -249,11 +267,11 @@ impl<S: Store> Work<'_, S> {
             of_frontends.remove(key);
         }
         of_frontends.append(&mut self.put_frontends(&frontends)?);
-        if all {
+        if around {
             self.put_vips()?;
         }
         self.remove_backends(&backends)?;
-        if all {
+        if around {
             self.remove_nodes()?;
             self.put_state()?;
         }

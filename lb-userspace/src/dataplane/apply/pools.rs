@@ -68,7 +68,11 @@ impl<S: Store> Work<'_, S> {
         Ok(())
     }
 
-    fn put_backend(&mut self, address: SocketAddr, wanted: &DesiredBackend) -> Result<(), ApplyError> {
+    fn put_backend(
+        &mut self,
+        address: SocketAddr,
+        wanted: &DesiredBackend,
+    ) -> Result<(), ApplyError> {
         let local = wanted.node == self.node;
         let node = match local {
             true => 0,
@@ -163,7 +167,8 @@ impl<S: Store> Work<'_, S> {
                 problem(format!(
                     "{} asks for {} slots but keeps its {slots}: they are fixed for a frontend's \
                      life; remove it and add it again to change them",
-                    shown(key), frontend.slots,
+                    shown(key),
+                    frontend.slots,
                 ));
             }
             match u16::try_from(slots) {
@@ -193,7 +198,8 @@ impl<S: Store> Work<'_, S> {
 
     /// What a frontend's services should hold; none where they do.
     fn want(&self, key: FrontendKey, frontend: &DesiredFrontend, slots: u16) -> Option<Want> {
-        let known = frontend.owners.iter().filter(|(owner, _)| self.held.backends.contains_key(owner));
+        let known =
+            frontend.owners.iter().filter(|(owner, _)| self.held.backends.contains_key(owner));
         let pool = Pool::new(known, slots, self.tables.seed());
         let ids = self.ids(&pool.backends);
         let ids = ids.iter().fold(Sip13::new(0, 0), |hash, id| hash.word(u64::from(*id))).finish();
@@ -224,7 +230,8 @@ impl<S: Store> Work<'_, S> {
         if let Some(former) = &former
             && (former.record, former.record_index() != 0) == (record, true)
         {
-            let held = HeldFrontend { holding: Some(want.holding), table: Some(table), ..former.clone() };
+            let held =
+                HeldFrontend { holding: Some(want.holding), table: Some(table), ..former.clone() };
             self.held.frontends.insert(want.key, held);
             return Ok(());
         }
@@ -283,7 +290,8 @@ impl<S: Store> Work<'_, S> {
         }
         if former.is_none() {
             let [outside, inside] = held.services();
-            let added = self.store.write(Step::Frontend(key.endpoint(), Frontend { outside, inside }));
+            let added =
+                self.store.write(Step::Frontend(key.endpoint(), Frontend { outside, inside }));
             if let Err(error) = added {
                 self.end_services(&held)?;
                 return Err(error.into());
@@ -304,7 +312,8 @@ impl<S: Store> Work<'_, S> {
         table.owners(&mut slots, &self.ids(table.backends()));
         let blocks = blocks(slots.len() as u32);
         if let Some(first) = self.same_table(want.key, &slots) {
-            let segment = Segment { holding: Some(want.holding), ..self.held.segments[&first].clone() };
+            let segment =
+                Segment { holding: Some(want.holding), ..self.held.segments[&first].clone() };
             self.held.segments.insert(first, segment);
             self.held.by_holding.insert(want.holding, first);
             return Ok(first);
@@ -316,7 +325,9 @@ impl<S: Store> Work<'_, S> {
         }
         let Some(first) = first else {
             let used: u32 = self.held.segments.values().map(|segment| segment.blocks).sum();
-            return Err(self.full(map::OWNERS, (used + self.held.arena.free() + 1) as usize).into());
+            return Err(self
+                .full(map::OWNERS, (used + self.held.arena.free() + 1) as usize)
+                .into());
         };
         self.store.write(Step::Slots(first, &slots))?;
         let segment = Segment { blocks, users: 0, holding: Some(want.holding) };
@@ -331,11 +342,15 @@ impl<S: Store> Work<'_, S> {
         let first = held.record.owners;
         let unknown = self.held.segments.get(&first)?.holding.is_none();
         let same_size = held.record.slots as usize == slots.len();
-        (unknown && same_size && self.store.slots(first, held.record.slots) == slots).then_some(first)
+        (unknown && same_size && self.store.slots(first, held.record.slots) == slots)
+            .then_some(first)
     }
 
     /// Removes those that nobody wants.
-    pub(super) fn remove_frontends(&mut self, of: &BTreeSet<FrontendKey>) -> Result<(), ApplyError> {
+    pub(super) fn remove_frontends(
+        &mut self,
+        of: &BTreeSet<FrontendKey>,
+    ) -> Result<(), ApplyError> {
         let gone = |key: &&FrontendKey| !self.desired.frontends.contains_key(key);
         let gone: Vec<_> = of.iter().filter(gone).copied().collect();
         for key in gone {

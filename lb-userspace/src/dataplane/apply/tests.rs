@@ -1,11 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
-    backend::BackendId,
-    frontend::filter_position,
-    hop::Hop,
-    net::Addr,
-    service::Record,
+    backend::BackendId, frontend::filter_position, hop::Hop, net::Addr, service::Record,
 };
 
 use super::*;
@@ -68,7 +64,11 @@ fn around() -> Surroundings {
         source: Addr::from("10.9.0.1".parse::<IpAddr>().unwrap()),
         ..Hop::default()
     };
-    Surroundings { hops: BTreeMap::from([("there".to_owned(), hop)]), mtu: 1500, ..Default::default() }
+    Surroundings {
+        hops: BTreeMap::from([("there".to_owned(), hop)]),
+        mtu: 1500,
+        ..Default::default()
+    }
 }
 
 fn data_plane(store: Fake) -> DataPlane<Fake> {
@@ -143,7 +143,8 @@ fn a_plan_is_forwarded_as_it_says() {
 
     let store = data_plane.store();
     assert_eq!(forwarding(store), owners(&plan));
-    let local: BTreeSet<_> = store.locals.iter().map(|(at, id)| (at.addr.to_ip(), living(store, id))).collect();
+    let local: BTreeSet<_> =
+        store.locals.iter().map(|(at, id)| (at.addr.to_ip(), living(store, id))).collect();
     let expected = [2, 4].map(|n| (backend(n).ip(), Ok(backend(n))));
     assert_eq!(local, BTreeSet::from(expected));
     let announced: BTreeMap<_, _> =
@@ -154,19 +155,30 @@ fn a_plan_is_forwarded_as_it_says() {
         let (word, bit) = filter_position(&vip);
         assert_ne!(store.filter[word as usize] & bit, 0);
     }
-    let nodes: BTreeSet<_> = store.members.iter().map(|(addr, member)| (addr.to_ip(), member.node)).collect();
-    assert_eq!(nodes, BTreeSet::from([("10.9.0.1".parse().unwrap(), 0), ("10.9.0.2".parse().unwrap(), 1)]));
+    let nodes: BTreeSet<_> =
+        store.members.iter().map(|(addr, member)| (addr.to_ip(), member.node)).collect();
+    assert_eq!(
+        nodes,
+        BTreeSet::from([("10.9.0.1".parse().unwrap(), 0), ("10.9.0.2".parse().unwrap(), 1)])
+    );
     assert_eq!(store.hops[1], around.hops["there"]);
-    let record = |at: &str| *store.record(store.frontends.get(&key(at).endpoint()).unwrap().inside).unwrap();
-    assert_eq!(record("192.0.2.1:80").owners, record("[2001:db8::1]:80").owners, "equal pools share");
+    let record =
+        |at: &str| *store.record(store.frontends.get(&key(at).endpoint()).unwrap().inside).unwrap();
+    assert_eq!(
+        record("192.0.2.1:80").owners,
+        record("[2001:db8::1]:80").owners,
+        "equal pools share"
+    );
     assert_eq!(record("192.0.2.2:80"), Record { owners: 0, ..record("192.0.2.2:80") });
     assert!(store.state[3] > 1300 && store.state[3] == store.state[4] + 20);
 }
 
 #[test]
 fn a_stop_after_any_step_leaves_a_forwarding_state_that_the_next_agent_completes() {
-    let before = plan(&[("192.0.2.1:80", &[1, 2, 3]), ("192.0.2.2:80", &[1, 2, 3]), ("192.0.2.3:80", &[7])]);
-    let after = plan(&[("192.0.2.1:80", &[2, 3, 4]), ("192.0.2.2:80", &[5]), ("192.0.2.4:80", &[2, 8])]);
+    let before =
+        plan(&[("192.0.2.1:80", &[1, 2, 3]), ("192.0.2.2:80", &[1, 2, 3]), ("192.0.2.3:80", &[7])]);
+    let after =
+        plan(&[("192.0.2.1:80", &[2, 3, 4]), ("192.0.2.2:80", &[5]), ("192.0.2.4:80", &[2, 8])]);
     let mut start = data_plane(Fake::new(&LIMITS));
     apply(&mut start, &before);
     let start = start.store().clone();
@@ -186,7 +198,10 @@ fn a_stop_after_any_step_leaves_a_forwarding_state_that_the_next_agent_completes
             assert!(expected.contains(&Some(&found)), "step {stop}: {at:?} goes to {found:?}");
         }
         for (vip, _) in store.vips.iter() {
-            assert!(forwarding(&store).keys().any(|(at, _)| *at == vip.to_ip()), "step {stop}: {vip:?}");
+            assert!(
+                forwarding(&store).keys().any(|(at, _)| *at == vip.to_ip()),
+                "step {stop}: {vip:?}"
+            );
         }
         let mut next = data_plane(store);
         apply(&mut next, &after);
@@ -197,7 +212,8 @@ fn a_stop_after_any_step_leaves_a_forwarding_state_that_the_next_agent_completes
 
 #[test]
 fn a_restart_keeps_every_id_and_writes_nothing_anew() {
-    let plan = plan(&[("192.0.2.1:80", &[1, 2, 3]), ("192.0.2.2:80", &[1, 2, 3]), ("192.0.2.3:80", &[])]);
+    let plan =
+        plan(&[("192.0.2.1:80", &[1, 2, 3]), ("192.0.2.2:80", &[1, 2, 3]), ("192.0.2.3:80", &[])]);
     let mut first = data_plane(Fake::new(&LIMITS));
     apply(&mut first, &plan);
     let store = first.store().clone();
@@ -215,8 +231,10 @@ fn increments_and_a_full_resync_forward_alike() {
     let mut former = Desired::default();
     for pool in pools {
         let next = plan(&[("192.0.2.1:80", pool), ("192.0.2.2:80", &[1, 2])]);
-        let scope = Scope::between(&former, &next);
-        assert_eq!(matches!(scope, Scope::All), former == Desired::default());
+        let scope = match former == Desired::default() {
+            true => Scope::All,
+            false => Scope::between(&former, &next, false),
+        };
         assert_eq!(stepwise.apply(&next, &around(), &scope).unwrap(), []);
         assert_eq!(forwarding(stepwise.store()), owners(&next));
         former = next;
@@ -230,11 +248,30 @@ fn increments_and_a_full_resync_forward_alike() {
         let owners = |record: &Record| store.slots(record.owners, record.slots);
         let tables = store.frontends.iter().map(|(at, frontend)| {
             let ids = owners(store.record(frontend.outside).unwrap());
-            (at.addr, ids.into_iter().map(|id| living(store, BackendId(id)).unwrap()).collect::<Vec<_>>())
+            (
+                at.addr,
+                ids.into_iter().map(|id| living(store, BackendId(id)).unwrap()).collect::<Vec<_>>(),
+            )
         });
         tables.collect::<BTreeMap<_, _>>()
     };
     assert_eq!(tables(stepwise.store()), tables(at_once.store()));
+}
+
+#[test]
+fn what_differs_between_two_plans_is_found_on_both_sides() {
+    let old = plan(&[("192.0.2.1:80", &[1]), ("192.0.2.2:80", &[2]), ("192.0.2.4:80", &[4])]);
+    let new = plan(&[("192.0.2.2:80", &[2]), ("192.0.2.3:80", &[3]), ("192.0.2.4:80", &[5])]);
+    let keys = ["192.0.2.1:80", "192.0.2.3:80", "192.0.2.4:80"].map(key);
+    let part = Scope::Part {
+        around: true,
+        frontends: BTreeSet::from(keys),
+        backends: BTreeSet::from([1, 3, 4, 5].map(backend)),
+    };
+    assert_eq!(Scope::between(&old, &new, false), part);
+    let none =
+        Scope::Part { around: false, frontends: BTreeSet::new(), backends: BTreeSet::new() };
+    assert_eq!(Scope::between(&old, &old, false), none);
 }
 
 #[test]
@@ -256,7 +293,11 @@ fn nothing_leaks_when_pools_and_frontends_come_and_go() {
             Desired::default(),
             base.clone(),
         ] {
-            assert_eq!(data_plane.apply(&plan, &around(), &Scope::All).unwrap(), [], "round {round}");
+            assert_eq!(
+                data_plane.apply(&plan, &around(), &Scope::All).unwrap(),
+                [],
+                "round {round}"
+            );
         }
     }
     data_plane.settle();
@@ -288,7 +329,8 @@ fn a_full_map_costs_only_the_object_that_does_not_fit() {
         (Limits { vips: 2, ..LIMITS }, "VIPS"),
         (Limits { owner_blocks: 2 * 16 + 1, ..LIMITS }, "OWNERS"),
     ] {
-        let wanted = plan(&[("192.0.2.1:80", &[1]), ("192.0.2.2:80", &[2]), ("192.0.2.3:80", &[3])]);
+        let wanted =
+            plan(&[("192.0.2.1:80", &[1]), ("192.0.2.2:80", &[2]), ("192.0.2.3:80", &[3])]);
         let mut data_plane = data_plane(Fake::new(&limits));
         let problems = data_plane.apply(&wanted, &around(), &Scope::All).unwrap();
         assert_eq!(problems.len(), 1, "{map}: {problems:?}");

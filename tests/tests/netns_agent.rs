@@ -1,0 +1,188 @@
+//! The agent's life on one node: what it refuses, what it leaves, what its successor takes over.
+//! Needs root, and the binary that `WEIR_BIN` names.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, Output},
+    time::Duration,
+};
+
+use aya::programs::links::{FdLink, PinnedLink};
+use lb_common::backend::BackendId;
+use lb_tests::lab::{Gate, Host, Lab, Process, UPLINK, XdpAttached, eventually};
+use nix::sys::signal::Signal;
+use weir::dataplane::maps::Maps;
+
+/// For what an agent does at once, on a machine that is busy.
+const SOON: Duration = Duration::from_secs(15);
+
+/// A lab of one node and its agent's files.
+struct Rig {
+    lab: Lab,
+    files: tempfile::TempDir,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let lab = Lab::builder().nodes(1, 0).build().expect("a lab (needs root)");
+        let rig = Self { lab, files: tempfile::tempdir().unwrap() };
+        rig.configure("");
+        rig
+    }
+
+    fn node(&self) -> &Host {
+        self.lab.node("node-1")
+    }
+
+    /// Writes the configuration; `limits` goes into the Agent object.
+    fn configure(&self, limits: &str) {
+        let (v4, v6) = (self.node().v4(), self.node().v6());
+        let [vip4, vip6] = Lab::vips(0);
+        let text = format!(
+            "apiVersion: weir.dev/v1alpha1\nkind: Agent\nmetadata: {{name: rig}}\n\
+             spec: {{uplinks: [{UPLINK}], seed: the seed of the rig, limits: {{{limits}}}}}\n---\n\
+             apiVersion: weir.dev/v1alpha1\nkind: Node\nmetadata: {{name: node-1}}\n\
+             spec: {{addresses: [\"{v4}\", \"{v6}\"]}}\n---\n\
+             apiVersion: weir.dev/v1alpha1\nkind: Frontend\nmetadata: {{name: web}}\n\
+             spec: {{addresses: [\"{vip4}\", \"{vip6}\"], ports: [{{port: 80, targetPort: 8080}}], \
+             pool: {{nodeSelector: {{matchLabels: {{}}}}}}}}\n"
+        );
+        fs::write(self.config(), text).unwrap();
+    }
+
+    fn config(&self) -> PathBuf {
+        self.files.path().join("weir.yaml")
+    }
+
+    fn pins(&self) -> PathBuf {
+        self.node().bpf_fs().join("weir")
+    }
+
+    fn agent(&self) -> Command {
+        let binary = std::env::var_os("WEIR_BIN").expect("WEIR_BIN: the binary, from cargo build -p weir");
+        let mut command = self.node().command(fs::canonicalize(binary).unwrap());
+        command.args(["agent", "--node", "node-1", "--config"]).arg(self.config());
+        command.arg("--pin-dir").arg(self.pins()).arg("--state-dir").arg(self.node().dir());
+        command
+    }
+
+    /// Starts an agent and waits until its programs are on the uplink.
+    fn start(&self) -> Process {
+        let before = self.maps().and_then(|maps| maps.heartbeat());
+        let process = self.node().start(self.agent()).unwrap();
+        eventually("the agent serves", SOON, || {
+            let alive = |maps: &Maps| maps.heartbeat() > before && maps.frontends.iter().count() == 2;
+            self.maps().is_some_and(|maps| alive(&maps)) && self.has_xdp()
+        });
+        process
+    }
+
+    /// Runs an agent that is expected to end by itself; what it said.
+    fn refused(&self) -> String {
+        let Output { status, stderr, .. } = self.agent().output().unwrap();
+        assert!(!status.success());
+        String::from_utf8(stderr).unwrap()
+    }
+
+    fn maps(&self) -> Option<Maps> {
+        Maps::open(&self.pins()).ok()
+    }
+
+    fn has_xdp(&self) -> bool {
+        self.node().xdp(UPLINK).unwrap() != XdpAttached::None
+    }
+
+    /// The pinned links by name, with the kernel's ids.
+    fn links(&self) -> Vec<(String, u32)> {
+        let entries = fs::read_dir(self.pins().join("links")).unwrap().map(Result::unwrap);
+        let mut links: Vec<_> = entries
+            .map(|entry| {
+                let link = FdLink::from(PinnedLink::from_pin(entry.path()).unwrap());
+                (entry.file_name().into_string().unwrap(), link.info().unwrap().id())
+            })
+            .collect();
+        links.sort();
+        links
+    }
+
+    /// Service indices and owners of every frontend: what a restart must not change.
+    fn ids(&self) -> Vec<(u32, u64, Vec<BackendId>)> {
+        let maps = self.maps().unwrap();
+        let frontends = maps.frontends.iter().map(Result::unwrap);
+        let mut ids: Vec<_> = frontends
+            .map(|(_, frontend)| {
+                let service = maps.service(frontend.outside).unwrap();
+                (frontend.outside, service.word.0, maps.owners_of(&service.record))
+            })
+            .collect();
+        ids.sort();
+        ids
+    }
+}
+
+#[test]
+fn a_killed_agent_leaves_everything_and_its_successor_changes_no_id() {
+    let rig = Rig::new();
+    let first = rig.start();
+    let (links, ids) = (rig.links(), rig.ids());
+    assert_eq!(links.len(), 2, "{links:?}");
+    assert!(ids.iter().all(|(_, _, owners)| owners.iter().all(|id| *id != BackendId::NONE)));
+
+    first.kill().unwrap();
+    assert!(rig.has_xdp());
+    assert_eq!((rig.links(), rig.ids()), (links.clone(), ids.clone()));
+
+    let second = rig.start();
+    assert_eq!((rig.links(), rig.ids()), (links.clone(), ids.clone()));
+    second.signal(Signal::SIGTERM).unwrap();
+    assert!(second.wait(SOON).unwrap().is_some_and(|status| status.success()));
+    assert!(rig.has_xdp());
+    assert_eq!((rig.links(), rig.ids()), (links, ids));
+}
+
+#[test]
+fn a_second_agent_is_refused_while_the_first_runs() {
+    let rig = Rig::new();
+    let first = rig.start();
+    let said = rig.refused();
+    assert!(said.contains("another agent runs with pin folder"), "{said}");
+    assert!(first.is_running().unwrap());
+}
+
+#[test]
+fn a_program_of_others_on_the_uplink_is_named_and_stays() {
+    let rig = Rig::new();
+    let gate = rig.node().run(|| Gate::attach(UPLINK)).unwrap();
+    let said = rig.refused();
+    assert!(said.contains("has an XDP program of somebody else"), "{said}");
+    assert!(rig.has_xdp());
+    drop(gate);
+    rig.start();
+}
+
+#[test]
+fn other_limits_are_refused_with_the_map_that_differs() {
+    let rig = Rig::new();
+    let first = rig.start();
+    let ids = rig.ids();
+    first.kill().unwrap();
+    rig.configure("backends: 100");
+    let said = rig.refused();
+    let expected = "map BACKENDS: number of entries is 8192, expected 100";
+    assert!(said.contains(expected) && said.contains("--cleanup"), "{said}");
+    assert_eq!(rig.ids(), ids);
+    assert!(rig.has_xdp());
+}
+
+#[test]
+fn cleanup_leaves_nothing_behind() {
+    let rig = Rig::new();
+    let agent = rig.start();
+    agent.kill().unwrap();
+    let cleaned = rig.agent().arg("--cleanup").output().unwrap();
+    assert!(cleaned.status.success(), "{cleaned:?}");
+    assert!(!rig.has_xdp());
+    assert!(!rig.pins().exists());
+    rig.start();
+}
