@@ -57,6 +57,9 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Between two looks at attachments, and the longest time between two reports.
 const TICK: Duration = Duration::from_secs(1);
 
+/// How long a restarted agent leaves the maps as they are to learn who lives and serves.
+const REJOIN_WAIT: Duration = Duration::from_secs(1);
+
 /// Longest wait for the first list of interfaces.
 const INTERFACES_WAIT: Duration = Duration::from_secs(5);
 
@@ -181,6 +184,10 @@ impl Agent {
             Err(_) => bail!("no list of interfaces from the kernel within {INTERFACES_WAIT:?}"),
         }
         self.state.attach_egress(&self.inlets).await?;
+        if self.state.serves()? {
+            // A state that serves is better than one made without knowing who lives.
+            let _ = timeout(REJOIN_WAIT, self.inlets.all_known()).await;
+        }
         let mut healthy = self.state.step(&mut self.inlets);
         self.state.attach_ingress(&self.inlets).await?;
         self.state.report(&self.inlets);

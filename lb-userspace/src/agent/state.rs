@@ -67,6 +67,17 @@ impl Inlets {
     }
 }
 
+impl Inlets {
+    /// Returns once every node has been heard or given up, and every target has a verdict.
+    pub async fn all_known(&mut self) {
+        // Senders that are gone show as their tasks' end.
+        let _ = self.alive.wait_for(|alive| alive.ready).await;
+        let targets = plan::targets(&self.intent.borrow());
+        let known = |verdicts: &Arc<Verdicts>| targets.iter().all(|it| verdicts.contains_key(it));
+        let _ = self.verdicts.wait_for(known).await;
+    }
+}
+
 /// What the loop tells the others.
 pub struct Outlets {
     pub nodes: watch::Sender<Addresses>,
@@ -111,6 +122,11 @@ impl State {
             unattached: BTreeMap::new(),
             reported: None,
         }
+    }
+
+    /// Whether a former agent's maps forward something.
+    pub fn serves(&self) -> anyhow::Result<bool> {
+        Ok(self.data_plane.serves()?)
     }
 
     /// One turn: everything read, planned, applied, then announced. False if it must be tried again.

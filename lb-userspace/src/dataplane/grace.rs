@@ -53,13 +53,16 @@ impl Grace {
         thread::Builder::new().name("grace".into()).spawn(move || {
             while let Ok(first) = inbox.recv() {
                 let batches: Vec<_> = std::iter::once(first).chain(inbox.try_iter()).collect();
-                if let Err(error) = synchronize() {
+                let passed = synchronize();
+                if let Err(error) = &passed {
                     // Never reused, which is safe; the maps fill up and say so.
                     tracing::error!(%error, "no grace period to be had: freed places stay unused");
-                    continue;
                 }
-                if batches.into_iter().any(|batch| outbox.send(batch).is_err()) {
-                    return;
+                for batch in batches {
+                    let freed = if passed.is_ok() { batch } else { Freed::default() };
+                    if outbox.send(freed).is_err() {
+                        return;
+                    }
                 }
             }
         })?;

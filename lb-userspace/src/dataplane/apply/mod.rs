@@ -194,6 +194,11 @@ impl<S: Store> DataPlane<S> {
         }
     }
 
+    /// Whether the maps forward something: a former agent filled them.
+    pub fn serves(&self) -> Result<bool, ApplyError> {
+        Ok(!self.store.read()?.frontends.is_empty())
+    }
+
     /// VIPs that this node announces, by the maps.
     pub fn announced(&self) -> BTreeSet<IpAddr> {
         let announced = |(vip, held): (&IpAddr, &Vip)| (held.announced_on != 0).then_some(*vip);
