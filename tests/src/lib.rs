@@ -5,8 +5,10 @@
 //! - [`packet`]: frames, built and checked without the product's code
 //! - [`rig`]: the loaded BPF object, run on one frame at a time
 //! - [`bench`]: what is measured and the goals it must meet
+//! - [`demo`]: the outage, replayed with and without weir
 
 pub mod bench;
+pub mod demo;
 pub mod lab;
 pub mod packet;
 pub mod rig;
