@@ -74,15 +74,18 @@ fn sight_v4(view: &View<'_>, l3: usize) -> Sight {
         return Sight::NotOurs;
     };
     let destination = Addr::from_v4_word(ip.destination);
+    // Before the filter, in which the own address may share its bit with a VIP.
+    if destination == setting::own_v4() {
+        let plain_udp = ip.proto == proto::UDP
+            && ip.version_ihl == PLAIN_V4
+            && ip.fragment & FRAGMENT_MASK == 0;
+        if plain_udp && is_tunnel_port(view, l3 + size_of::<Ipv4>()) {
+            return Sight::Tunnel;
+        }
+        return Sight::NotOurs;
+    }
     if maps::may_be_vip(&destination) {
         return Sight::Vip;
-    }
-    let plain_udp = ip.proto == proto::UDP
-        && ip.version_ihl == PLAIN_V4
-        && ip.fragment & FRAGMENT_MASK == 0;
-    if plain_udp && is_tunnel_port(view, l3 + size_of::<Ipv4>()) && destination == setting::own_v4()
-    {
-        return Sight::Tunnel;
     }
     Sight::NotOurs
 }
@@ -93,19 +96,20 @@ fn sight_v6(view: &View<'_>, l3: usize) -> Sight {
         return Sight::NotOurs;
     };
     let destination = ip.destination;
+    // Before the filter, as in `sight_v4`.
+    if destination == setting::own_v6() {
+        if ip.next_header == proto::UDP && is_tunnel_port(view, l3 + size_of::<Ipv6>()) {
+            return Sight::Tunnel;
+        }
+        return Sight::NotOurs;
+    }
+    if ip.next_header == proto::ICMPV6 && destination.halves()[0] == LINK_LOCAL_MULTICAST {
+        return Sight::Solicitation;
+    }
     if maps::may_be_vip(&destination) {
         return Sight::Vip;
     }
-    match ip.next_header {
-        proto::UDP
-            if is_tunnel_port(view, l3 + size_of::<Ipv6>())
-                && destination == setting::own_v6() =>
-        {
-            Sight::Tunnel
-        }
-        proto::ICMPV6 if destination.halves()[0] == LINK_LOCAL_MULTICAST => Sight::Solicitation,
-        _ => Sight::NotOurs,
-    }
+    Sight::NotOurs
 }
 
 #[inline(always)]
@@ -225,7 +229,8 @@ fn without_ports(frame: &mut Frame, link: &Link, ip: &Ip) -> Fate {
     };
     match (ip.v6, kind) {
         // Unicast: a neighbour confirms what it knows (RFC 4861 7.3.3).
-        (true, icmp::v6::SOLICITATION) => neighbour::solicitation(frame, link),
+        (true, icmp::v6::SOLICITATION) => neighbour::solicitation(frame, link)
+            .or_dropped(Reason::IcmpIgnored),
         (true, icmp::v6::ECHO) | (false, icmp::v4::ECHO) => {
             Fate::of(echo::answer(frame, link, ip, &vip))
         }

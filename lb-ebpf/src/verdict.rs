@@ -54,6 +54,12 @@ impl Fate {
         }
     }
 
+    /// For what must not reach the kernel: a drop in place of "not ours".
+    #[inline(always)]
+    pub fn or_dropped(self, reason: Reason) -> Self {
+        if self.0 == Self::NOT_OURS.0 { Self::of(Err(reason)) } else { self }
+    }
+
     /// The reason's number; none for what is not ours.
     #[inline(always)]
     pub fn reason(self) -> Option<u32> {
