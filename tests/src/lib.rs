@@ -3,6 +3,7 @@
 //! - [`lab`]: hosts, switch and router as network namespaces
 //! - [`traffic`]: servers and clients that run inside them
 //! - [`packet`]: frames, built and checked without the product's code
+//! - [`model`]: the fate of every packet, written from the design
 //! - [`rig`]: the loaded BPF object, run on one frame at a time
 //! - [`bench`]: what is measured and the goals it must meet
 //! - [`demo`]: the outage, replayed with and without weir
@@ -10,6 +11,7 @@
 pub mod bench;
 pub mod demo;
 pub mod lab;
+pub mod model;
 pub mod packet;
 pub mod rig;
 pub mod traffic;

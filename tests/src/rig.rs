@@ -5,13 +5,14 @@
 //! interface is touched; frames come in by the loopback device (ifindex 1), which every network
 //! namespace has, so rigs run side by side.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
-use aya::maps::{Array, HashMap, MapData, PerCpuArray};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
+use anyhow::{Context, Result, bail, ensure};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues};
+use aya::programs::{Program, ProgramFd, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use lb_common::abi::{BLOCK_SLOTS, map, program};
 use lb_common::arrival::{Arrival, ArrivalKey};
@@ -125,9 +126,27 @@ pub struct Rig {
     next_block: u32,
     next_backend: u32,
     known: BTreeMap<(IpAddr, u16, u32), BackendId>,
-    counters: [Vec<Counter>; 3],
+    /// First blocks of tables by owners and slots: services with equal pools share one.
+    tables: BTreeMap<(Vec<u32>, u32), u32>,
+    /// As last read, by map.
+    counters: BTreeMap<&'static str, Vec<Counter>>,
     /// Interface of the runs to come.
     pub ifindex: u32,
+    /// Bytes of metadata that XDP runs to come have in front of the frame; they use up headroom.
+    pub metadata: usize,
+}
+
+/// Metadata that leaves no headroom: of 256 bytes the kernel keeps 40 for itself.
+pub const NO_HEADROOM: usize = 216;
+
+/// The object under test: the one in the weir binary, or the file `WEIR_BPF_OBJECT`.
+pub fn product() -> Result<Cow<'static, [u8]>> {
+    if let Some(path) = std::env::var_os("WEIR_BPF_OBJECT") {
+        return Ok(Cow::Owned(std::fs::read(&path).with_context(|| format!("read {}", path.display()))?));
+    }
+    let object = weir::dataplane::object::OBJECT;
+    ensure!(!object.is_empty(), "the BPF object is not there: run `cargo xtask build-bpf` first");
+    Ok(Cow::Borrowed(object))
 }
 
 /// Sizes that tests use: small, so that a rig loads fast.
@@ -151,9 +170,7 @@ const SMALL: [(&str, u32); 14] = [
 impl Rig {
     /// The data plane with nothing in it but this node, its uplink and one other node.
     pub fn new() -> Result<Self> {
-        let object = weir::dataplane::object::OBJECT;
-        ensure!(!object.is_empty(), "the BPF object is not there: run `cargo xtask build-bpf` first");
-        Self::load(object, &SMALL)
+        Self::load(&product()?, &SMALL)
     }
 
     /// Another object, or other map sizes.
@@ -175,8 +192,8 @@ impl Rig {
         let mut ebpf = loader.load(object).context("load the BPF object")?;
         for (_, loaded) in ebpf.programs_mut() {
             match loaded {
-                aya::programs::Program::Xdp(xdp) => xdp.load()?,
-                aya::programs::Program::SchedClassifier(tc) => tc.load()?,
+                Program::Xdp(xdp) => xdp.load()?,
+                Program::SchedClassifier(tc) => tc.load()?,
                 _ => {}
             }
         }
@@ -188,11 +205,12 @@ impl Rig {
             next_block: 1,
             next_backend: 1,
             known: BTreeMap::new(),
-            counters: Default::default(),
+            tables: BTreeMap::new(),
+            counters: BTreeMap::new(),
             ifindex: UPLINK,
+            metadata: 0,
         };
         rig.fill()?;
-        rig.counters = rig.read_counters()?;
         Ok(rig)
     }
 
@@ -240,19 +258,25 @@ impl Rig {
         for target in &service.backends {
             owners.push(self.backend(*target, service.proto)?.0);
         }
-        let mut first = 0;
-        if !owners.is_empty() {
-            first = self.next_block;
-            self.next_block += blocks(service.slots);
-            for block in 0..blocks(service.slots) {
-                let slots: [u32; BLOCK_SLOTS as usize] =
-                    std::array::from_fn(|at| owners[(block * BLOCK_SLOTS + at as u32) as usize % owners.len()]);
-                self.set(map::OWNERS, first + block, slots)?;
-            }
-        }
+        let first = if owners.is_empty() { 0 } else { self.table(owners, service.slots)? };
         let record = Record { owners: first, slots: service.slots, flags: service.flags, ..Default::default() };
         self.set(map::RECORDS, index, record)?;
         Ok(index)
+    }
+
+    /// First block of the table that deals `slots` slots to `owners` in turn.
+    fn table(&mut self, owners: Vec<u32>, slots: u32) -> Result<u32> {
+        if let Some(first) = self.tables.get(&(owners.clone(), slots)) {
+            return Ok(*first);
+        }
+        let first = self.next_block;
+        self.next_block += blocks(slots);
+        for block in 0..blocks(slots) {
+            let owner = |at: usize| owners[((block * BLOCK_SLOTS) as usize + at) % owners.len()];
+            self.set(map::OWNERS, first + block, std::array::from_fn::<u32, { BLOCK_SLOTS as usize }, _>(owner))?;
+        }
+        self.tables.insert((owners, slots), first);
+        Ok(first)
     }
 
     /// The id of a backend, which is made where it is new.
@@ -273,6 +297,12 @@ impl Rig {
             self.insert(map::LOCAL_BACKENDS, Endpoint::new(addr, port, proto), id)?;
         }
         Ok(id)
+    }
+
+    /// The service behind an address, port and protocol.
+    pub fn service_index(&mut self, vip: IpAddr, port: u16, proto: u8) -> Result<u32> {
+        let frontends: HashMap<&mut MapData, Endpoint, Frontend> = self.map(map::FRONTENDS)?;
+        Ok(frontends.get(&Endpoint::new(vip.into(), Port::new(port), proto), 0)?.outside)
     }
 
     /// Ends a backend's life, as the agent does, and leaves the slots that name it.
@@ -307,7 +337,8 @@ impl Rig {
         self.set(map::STATE, index, value)
     }
 
-    fn map<'r, M: TryFrom<&'r mut aya::maps::Map, Error = aya::maps::MapError>>(&'r mut self, name: &str) -> Result<M> {
+    /// A map by name and kind.
+    pub fn map<'r, M: TryFrom<&'r mut aya::maps::Map, Error = aya::maps::MapError>>(&'r mut self, name: &str) -> Result<M> {
         let map = self.ebpf.map_mut(name).with_context(|| format!("no map {name} in the object"))?;
         M::try_from(map).with_context(|| format!("map {name}"))
     }
@@ -352,19 +383,42 @@ impl Rig {
         Ok(())
     }
 
-    fn read_counters(&mut self) -> Result<[Vec<Counter>; 3]> {
-        let mut read = |name| -> Result<Vec<Counter>> {
-            let map: PerCpuArray<&mut MapData, Counter> = self.map(name)?;
-            map.iter()
-                .map(|values| {
-                    Ok(values?.iter().fold(Counter::default(), |sum, one| Counter {
-                        packets: sum.packets + one.packets,
-                        bytes: sum.bytes + one.bytes,
-                    }))
-                })
-                .collect()
-        };
-        Ok([read(map::REASON_COUNTERS)?, read(map::SERVICE_COUNTERS)?, read(map::BACKEND_COUNTERS)?])
+    /// Sets each CPU's count of refusals in the window that begins now.
+    pub fn refusals(&mut self, sent: u64) -> Result<()> {
+        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)?;
+        let start = now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64;
+        let cpus = aya::util::nr_cpus().map_err(|(_, error)| error).context("count the CPUs")?;
+        let mut map: PerCpuArray<&mut MapData, [u64; 2]> = self.map(map::REFUSALS)?;
+        Ok(map.set(0, PerCpuValues::try_from(vec![[start, sent]; cpus])?, 0)?)
+    }
+
+    /// What one map of counters gained since it was last read, by index.
+    fn gained(&mut self, name: &'static str) -> Result<BTreeMap<u32, Counter>> {
+        let map: PerCpuArray<&mut MapData, Counter> = self.map(name)?;
+        let mut now = Vec::new();
+        for values in map.iter() {
+            now.push(values?.iter().fold(Counter::default(), |sum, one| Counter {
+                packets: sum.packets + one.packets,
+                bytes: sum.bytes + one.bytes,
+            }));
+        }
+        let before = self.counters.insert(name, now.clone()).unwrap_or_default();
+        let before = before.into_iter().chain(std::iter::repeat(Counter::default()));
+        Ok((0u32..)
+            .zip(now.into_iter().zip(before))
+            .filter(|(_, (now, before))| now != before)
+            .map(|(index, (now, before))| {
+                (index, Counter { packets: now.packets - before.packets, bytes: now.bytes - before.bytes })
+            })
+            .collect())
+    }
+
+    /// How often each reason was counted since the last run that reported, and the bytes in all.
+    pub fn reasons(&mut self) -> Result<(BTreeMap<Reason, u64>, u64)> {
+        let gained = self.gained(map::REASON_COUNTERS)?;
+        let bytes = gained.values().map(|counter| counter.bytes).sum();
+        let packets = gained.iter().map(|(index, counter)| (Reason::ALL[*index as usize], counter.packets));
+        Ok((packets.collect(), bytes))
     }
 
     /// Runs `weir_ingress` on a frame that came by `self.ifindex`.
@@ -379,55 +433,83 @@ impl Rig {
 
     fn run(&mut self, name: &str, frame: &[u8]) -> Result<Outcome> {
         let (action, frame) = self.verdict(name, frame)?;
-        let after = self.read_counters()?;
-        let grown = |at: usize| -> BTreeMap<u32, Counter> {
-            let before = &self.counters[at];
-            let pairs = before.iter().zip(&after[at]).zip(0u32..);
-            pairs
-                .filter(|((before, after), _)| before != after)
-                .map(|((before, after), index)| {
-                    (index, Counter { packets: after.packets - before.packets, bytes: after.bytes - before.bytes })
-                })
-                .collect()
-        };
-        let (reasons, services, backends) = (grown(0), grown(1), grown(2));
-        self.counters = after;
+        let (reasons, reason_bytes) = self.reasons()?;
         Ok(Outcome {
             action,
             frame,
-            reason_bytes: reasons.values().map(|counter| counter.bytes).sum(),
+            reason_bytes,
             reasons: reasons
                 .iter()
-                .flat_map(|(index, counter)| {
-                    std::iter::repeat_n(Reason::ALL[*index as usize], counter.packets as usize)
-                })
+                .flat_map(|(reason, packets)| std::iter::repeat_n(*reason, *packets as usize))
                 .collect(),
-            services,
-            backends,
+            services: self.gained(map::SERVICE_COUNTERS)?,
+            backends: self.gained(map::BACKEND_COUNTERS)?,
         })
     }
 
     /// Verdict and bytes alone, for runs by the hundred thousand.
     pub fn verdict(&mut self, name: &str, frame: &[u8]) -> Result<(Action, Vec<u8>)> {
-        let mut out = vec![0; frame.len() + 512];
-        let context = XdpMd { data_end: frame.len() as u32, ingress_ifindex: self.ifindex, ..Default::default() };
-        let mut options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..Default::default() };
-        let loaded = self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
-        let (result, names) = if name == program::EGRESS {
-            let tc: &mut SchedClassifier = loaded.try_into()?;
-            (tc.test_run(options)?, [Action::Other(0), Action::Other(1), Action::Other(2), Action::Other(3), Action::Other(4)])
-        } else {
-            options.ctx_in = Some(bytemuck::bytes_of(&context));
-            let xdp: &mut Xdp = loaded.try_into()?;
-            (xdp.test_run(options)?, [Action::Other(0), Action::Drop, Action::Pass, Action::Tx, Action::Redirect])
-        };
+        if name == program::EGRESS { self.verdict_tc(frame) } else { self.verdict_xdp(name, frame) }
+    }
+
+    fn verdict_tc(&mut self, frame: &[u8]) -> Result<(Action, Vec<u8>)> {
+        /// `TC_ACT_UNSPEC`, also `TCX_NEXT`.
+        const NEXT: u32 = u32::MAX;
+        let mut out = vec![0; frame.len() + 64];
+        let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..Default::default() };
+        let loaded = self.ebpf.program_mut(program::EGRESS).context("no egress program")?;
+        let tc: &mut SchedClassifier = loaded.try_into()?;
+        let result = tc.test_run(options)?;
         out.truncate(result.data_size_out as usize);
-        let value = result.return_value;
-        let action = match (name == program::EGRESS, value) {
-            (true, u32::MAX) => Action::Next,
-            _ => names.get(value as usize).copied().unwrap_or(Action::Other(value)),
-        };
+        let action = if result.return_value == NEXT { Action::Next } else { Action::Other(result.return_value) };
         Ok((action, out))
+    }
+
+    fn verdict_xdp(&mut self, name: &str, frame: &[u8]) -> Result<(Action, Vec<u8>)> {
+        const ACTIONS: [Action; 5] = [Action::Other(0), Action::Drop, Action::Pass, Action::Tx, Action::Redirect];
+        let mut input = vec![0xff; self.metadata];
+        input.extend(frame);
+        let mut out = vec![0; input.len() + 512];
+        let context = XdpMd {
+            data: self.metadata as u32,
+            data_end: input.len() as u32,
+            ingress_ifindex: self.ifindex,
+            ..Default::default()
+        };
+        let options = TestRunOptions {
+            data_in: Some(&input),
+            data_out: Some(&mut out),
+            ctx_in: Some(bytemuck::bytes_of(&context)),
+            ..Default::default()
+        };
+        let loaded = self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
+        let xdp: &mut Xdp = loaded.try_into()?;
+        let result = xdp.test_run(options)?;
+        out.truncate(result.data_size_out as usize);
+        out.drain(..self.metadata);
+        let value = result.return_value;
+        Ok((ACTIONS.get(value as usize).copied().unwrap_or(Action::Other(value)), out))
+    }
+
+    /// A second handle of a loaded program.
+    pub fn program(&self, name: &str) -> Result<ProgramFd> {
+        let fd = match self.ebpf.program(name).with_context(|| format!("no program {name}"))? {
+            Program::Xdp(xdp) => xdp.fd()?,
+            Program::SchedClassifier(tc) => tc.fd()?,
+            _ => bail!("{name} is neither XDP nor tc"),
+        };
+        Ok(fd.try_clone()?)
+    }
+
+    /// Runs a program `repeat` times on a frame, which each run leaves to the next; mean ns a run.
+    pub fn time(&mut self, name: &str, frame: &[u8], repeat: u32) -> Result<(u32, u64)> {
+        let options = TestRunOptions { data_in: Some(frame), repeat, ..Default::default() };
+        let result = match self.ebpf.program(name).with_context(|| format!("no program {name}"))? {
+            Program::Xdp(xdp) => xdp.test_run(options)?,
+            Program::SchedClassifier(tc) => tc.test_run(options)?,
+            _ => bail!("{name} is neither XDP nor tc"),
+        };
+        Ok((result.return_value, result.duration.as_nanos() as u64))
     }
 
     /// Loaded programs: name, verified instructions, bytes of translated code.

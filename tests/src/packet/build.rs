@@ -19,7 +19,7 @@ pub enum Network {
 /// What stands behind IP.
 #[derive(Clone, Debug)]
 pub enum Transport {
-    Tcp { source: u16, destination: u16, flags: u8, seq: u32, ack: u32, options: Vec<u8> },
+    Tcp { source: u16, destination: u16, flags: u8, seq: u32, ack: u32, window: u16, options: Vec<u8> },
     Udp { source: u16, destination: u16 },
     /// ICMP or ICMPv6, by the family of the addresses: type, code and the four bytes that follow
     /// the checksum.
@@ -184,12 +184,17 @@ impl Frame {
         self
     }
 
-    /// Adds an IPv6 extension header of `units` times eight bytes (a PadN option, RFC 8200 4.2).
+    /// Adds an IPv6 extension header of `units` times eight bytes: a PadN option (RFC 8200 4.2), or a
+    /// routing header without segments left.
     pub fn extension(mut self, number: u8, units: usize) -> Self {
         assert!((1..=32).contains(&units));
         let mut body = vec![0; units * 8 - 2];
         body[0] = 1;
         body[1] = (units * 8 - 4) as u8;
+        if number == 43 {
+            // A routing header that has done its work: no segments left.
+            body[..2].fill(0);
+        }
         self.extensions.push((number, body));
         self
     }
@@ -200,7 +205,7 @@ impl Frame {
             let bit = "FSRPAUEC".find(letter).unwrap_or_else(|| panic!("no TCP flag {letter}"));
             flags | 1 << bit
         });
-        self.transport = Transport::Tcp { source, destination, flags, seq: 1000, ack: 0, options: Vec::new() };
+        self.transport = Transport::Tcp { source, destination, flags, seq: 1000, ack: 0, window: 65_000, options: Vec::new() };
         self
     }
 
@@ -213,6 +218,12 @@ impl Frame {
     pub fn ack(mut self, number: u32) -> Self {
         let Transport::Tcp { ack, .. } = &mut self.transport else { panic!("not TCP") };
         *ack = number;
+        self
+    }
+
+    pub fn window(mut self, size: u16) -> Self {
+        let Transport::Tcp { window, .. } = &mut self.transport else { panic!("not TCP") };
+        *window = size;
         self
     }
 
@@ -231,6 +242,17 @@ impl Frame {
 
     pub fn udp(mut self, source: u16, destination: u16) -> Self {
         self.transport = Transport::Udp { source, destination };
+        self
+    }
+
+    /// Other ports for TCP or UDP.
+    pub fn ports(mut self, from: u16, to: u16) -> Self {
+        match &mut self.transport {
+            Transport::Tcp { source, destination, .. } | Transport::Udp { source, destination } => {
+                (*source, *destination) = (from, to);
+            }
+            _ => panic!("no ports"),
+        }
         self
     }
 
@@ -360,8 +382,8 @@ impl Frame {
     fn segment(&self) -> (u8, Vec<u8>) {
         let v6 = self.source.is_ipv6();
         let (proto, mut bytes, checksum_at) = match &self.transport {
-            Transport::Tcp { source, destination, flags, seq, ack, options } => {
-                let mut header = TcpHeader::new(*source, *destination, *seq, 65_000);
+            Transport::Tcp { source, destination, flags, seq, ack, window, options } => {
+                let mut header = TcpHeader::new(*source, *destination, *seq, *window);
                 header.acknowledgment_number = *ack;
                 header.set_options_raw(options).unwrap();
                 let mut bytes = header.to_bytes().to_vec();

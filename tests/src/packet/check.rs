@@ -242,7 +242,7 @@ impl Reader {
         if usize::from(be16(header, 4)) != bytes.len() {
             self.complain(format!("udp length {} of {}", be16(header, 4), bytes.len()));
         }
-        let tunnel = destination == TUNNEL_PORT && self.layer.is_empty();
+        let tunnel = [source, destination].contains(&TUNNEL_PORT) && self.layer.is_empty();
         match be16(header, 6) {
             0 if v6 && !tunnel => self.complain("udp without checksum over IPv6".into()),
             0 => {}
