@@ -2,6 +2,7 @@
 //!
 //! - [`lab`]: hosts, switch and router as network namespaces
 //! - [`traffic`]: servers and clients that run inside them
+//! - [`fleet`]: weir on the nodes of a lab
 //! - [`packet`]: frames, built and checked without the product's code
 //! - [`model`]: the fate of every packet, written from the design
 //! - [`rig`]: the loaded BPF object, run on one frame at a time
@@ -10,6 +11,7 @@
 
 pub mod bench;
 pub mod demo;
+pub mod fleet;
 pub mod lab;
 pub mod model;
 pub mod packet;

@@ -155,7 +155,7 @@ fn a_program_of_others_on_the_uplink_is_named_and_stays() {
     let rig = Rig::new();
     let gate = rig.node().run(|| Gate::attach(UPLINK)).unwrap();
     let said = rig.refused();
-    assert!(said.contains("has an XDP program of somebody else"), "{said}");
+    assert!(said.contains("has an XDP program of somebody else: lab_gate"), "{said}");
     assert!(rig.has_xdp());
     drop(gate);
     rig.start();

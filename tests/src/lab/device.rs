@@ -148,6 +148,8 @@ impl Gate {
     }
 }
 
+/// What `bpftool` and weir call a gate's program.
+const GATE_NAME: &[u8; 16] = b"lab_gate\0\0\0\0\0\0\0\0";
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
@@ -171,6 +173,9 @@ struct ProgLoad {
     count: u32,
     instructions: u64,
     license: u64,
+    /// Log level, size and buffer, kernel version and flags.
+    unused: [u32; 6],
+    name: [u8; 16],
 }
 
 /// The same for BPF_LINK_CREATE.
@@ -213,6 +218,8 @@ fn load(verdict: Verdict) -> Result<OwnedFd> {
         count: code.len() as u32,
         instructions: code.as_ptr() as u64,
         license: license.as_ptr() as u64,
+        unused: [0; 6],
+        name: *GATE_NAME,
     };
     bpf(BPF_PROG_LOAD, &program).context("load an XDP program")
 }
