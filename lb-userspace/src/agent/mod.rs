@@ -23,7 +23,7 @@ use std::{
 use anyhow::{Context, bail};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::watch,
     task::JoinSet,
     time::{sleep, sleep_until, timeout},
@@ -74,7 +74,11 @@ pub fn run(args: AgentArgs) -> anyhow::Result<()> {
     let result = runtime.block_on(async {
         match args.cleanup {
             true => cleanup(args).await,
-            false => Agent::start(args).await?.run().await,
+            false => {
+                // From the first moment on: a start that is interrupted ends in order too.
+                let end = EndSignals::new()?;
+                Agent::start(args).await?.run(end).await
+            }
         }
     });
     // Probes that are under way must not hold the process.
@@ -142,6 +146,26 @@ fn lock(pin_dir: &Path) -> anyhow::Result<Flock<File>> {
     }
 }
 
+/// What asks the agent to end.
+struct EndSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl EndSignals {
+    fn new() -> std::io::Result<Self> {
+        let terminate = signal(SignalKind::terminate())?;
+        Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
 struct Agent {
     state: State,
     inlets: Inlets,
@@ -177,7 +201,7 @@ impl Agent {
     }
 
     /// First state of the maps, programs on devices, then the loop.
-    async fn run(mut self) -> anyhow::Result<()> {
+    async fn run(mut self, mut end: EndSignals) -> anyhow::Result<()> {
         let interfaces = self.inlets.interfaces.wait_for(|found| found.iter().next().is_some());
         match timeout(INTERFACES_WAIT, interfaces).await {
             Ok(found) => drop(found.context("netlink ended")?),
@@ -192,14 +216,11 @@ impl Agent {
         self.state.attach_ingress(&self.inlets).await?;
         self.state.report(&self.inlets);
 
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
         let mut tick = Instant::now() + TICK;
         loop {
             let retry = Instant::now() + RETRY;
             tokio::select! {
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
+                () = end.asked() => break,
                 () = self.inlets.changed() => sleep(COALESCE).await,
                 () = sleep_until(retry.into()), if !healthy => {}
                 () = sleep_until(tick.into()) => {
