@@ -4,8 +4,10 @@
 //! Never displaces a program of others.
 
 use std::{
+    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use aya::programs::{
@@ -27,6 +29,10 @@ use crate::report::status::Attachment;
 /// The lowest priority that clsact has, and the place of our filter there.
 const LAST_PRIORITY: u16 = u16::MAX;
 const OWN_HANDLE: u16 = 1;
+
+/// Longest wait for the kernel to detach what is no longer pinned, and the time between two looks.
+const DETACH_WAIT: Duration = Duration::from_secs(5);
+const DETACH_STEP: Duration = Duration::from_millis(5);
 
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
@@ -55,6 +61,10 @@ pub enum AttachError {
     },
     #[error("pin {path}: {message}")]
     Pin { path: PathBuf, message: String },
+    #[error(
+        "{interface} keeps the program with id {id}, although its pin is gone: another process holds its link"
+    )]
+    StillThere { interface: String, id: u32 },
 }
 
 impl Loaded {
@@ -338,10 +348,15 @@ pub async fn cleanup(pin_dir: &Path, devices: &[String]) -> Result<Vec<String>, 
             removed.push(format!("filter on {device}"));
         }
     }
+    let mut programs = BTreeSet::new();
     // Links first: programs must not run over maps that are going away.
     for dir in std::iter::once(links_dir(pin_dir)).chain(layouts(pin_dir)) {
         let entries = dir.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
         for path in entries.collect::<Vec<_>>() {
+            if dir == links_dir(pin_dir) {
+                programs
+                    .extend(pinned(&path).and_then(|link| Some(link.info().ok()?.program_id())));
+            }
             unpin(&path)?;
             removed.push(path.display().to_string());
         }
@@ -353,7 +368,27 @@ pub async fn cleanup(pin_dir: &Path, devices: &[String]) -> Result<Vec<String>, 
         }
     }
     let _ = std::fs::remove_dir(pin_dir);
+    detached(&programs, devices).await?;
     Ok(removed)
+}
+
+/// Waits until none of these programs is on any of the devices: the kernel detaches a link some time
+/// after its last pin and descriptor are gone.
+async fn detached(programs: &BTreeSet<u32>, devices: &[String]) -> Result<(), AttachError> {
+    let deadline = Instant::now() + DETACH_WAIT;
+    for device in devices {
+        while let Ok((_, hooks)) = look(device).await {
+            let tcx = SchedClassifier::query_tcx(device, TcAttachType::Egress);
+            let tcx = tcx.map_or_else(|_| Vec::new(), |(_, programs)| programs);
+            let there = hooks.xdp.into_iter().chain(tcx.iter().map(|info| info.id()));
+            let Some(id) = there.into_iter().find(|id| programs.contains(id)) else { break };
+            if Instant::now() >= deadline {
+                return Err(AttachError::StillThere { interface: device.clone(), id });
+            }
+            tokio::time::sleep(DETACH_STEP).await;
+        }
+    }
+    Ok(())
 }
 
 /// Folders of maps, of every layout.
