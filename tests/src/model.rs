@@ -104,11 +104,17 @@ impl Fate {
 
 impl Model {
     pub fn new(world: World) -> Self {
-        let pools = world.services.iter().map(|pool| ((pool.vip, pool.port, pool.proto), pool.clone())).collect();
+        let pools = world
+            .services
+            .iter()
+            .map(|pool| ((pool.vip, pool.port, pool.proto), pool.clone()))
+            .collect();
         let local = world
             .services
             .iter()
-            .flat_map(|pool| pool.backends.iter().filter(|b| b.node == 0).map(|b| (b.addr, b.port, pool.proto)))
+            .flat_map(|pool| {
+                pool.backends.iter().filter(|b| b.node == 0).map(|b| (b.addr, b.port, pool.proto))
+            })
             .collect();
         Self { world, pools, local }
     }
@@ -136,7 +142,9 @@ impl Model {
     /// ARP and solicitations of VIPs, to all or to us: answered by the announcer, dropped by others.
     fn neighbour(&self, target: IpAddr, destination: &[u8], answered: Reason) -> Result<Fate> {
         match self.world.vips.get(&target) {
-            Some(_) if destination[0] & 1 == 0 && destination != self.world.mac => Ok(Fate::untouched()),
+            Some(_) if destination[0] & 1 == 0 && destination != self.world.mac => {
+                Ok(Fate::untouched())
+            }
             Some(vip) if vip.announced => Ok(Fate::answer(answered)),
             Some(_) => Err(Reason::NotAnnounced),
             None => Ok(Fate::untouched()),
@@ -171,7 +179,11 @@ impl Model {
             // Tunnel packets have no options and are never fragments.
             body[9] == UDP && body[0] == 0x45 && body[6] & 0x3f == 0 && body[7] == 0
         };
-        if is_udp && body.len() >= udp_at + 8 && be16(body, udp_at + 2) == Some(self.world.tunnel_port) && self.world.own.contains(&to) {
+        if is_udp
+            && body.len() >= udp_at + 8
+            && be16(body, udp_at + 2) == Some(self.world.tunnel_port)
+            && self.world.own.contains(&to)
+        {
             return self.tunnelled(body, is_v6);
         }
         if is_v6 && body[6] == 58 && body[24..32] == [0xff, 2, 0, 0, 0, 0, 0, 0] {
@@ -199,7 +211,8 @@ impl Model {
         if packet.proto != if is_v6 { 58 } else { 1 } {
             return packet.refused(Reason::RefusedNoFrontend);
         }
-        let message = packet.bytes.get(packet.header..packet.header + 8).ok_or(Reason::Truncated)?;
+        let message =
+            packet.bytes.get(packet.header..packet.header + 8).ok_or(Reason::Truncated)?;
         match (is_v6, message[0]) {
             (false, 8) | (true, 128) if vip.echo => Ok(Fate::answer(Reason::EchoAnswered)),
             (true, 135) => match self.solicitation(body, destination)? {
@@ -223,13 +236,16 @@ impl Model {
         let hash = if pool.flags & flags::CLIENT_AFFINITY != 0 {
             client_hash(&self.world.flow_key, &packet.source.into())
         } else {
-            flow_hash(&self.world.flow_key, &Flow {
-                client: packet.source.into(),
-                vip: packet.destination.into(),
-                client_port: Port::new(from),
-                vip_port: Port::new(to),
-                proto: packet.proto,
-            })
+            flow_hash(
+                &self.world.flow_key,
+                &Flow {
+                    client: packet.source.into(),
+                    vip: packet.destination.into(),
+                    client_port: Port::new(from),
+                    vip_port: Port::new(to),
+                    proto: packet.proto,
+                },
+            )
         };
         let backend = pool.backends[slot_of(hash, pool.slots) as usize % pool.backends.len()];
         if self.world.gone.contains(&backend.addr) {

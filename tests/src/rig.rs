@@ -142,7 +142,9 @@ pub const NO_HEADROOM: usize = 216;
 /// The object under test: the one in the weir binary, or the file `WEIR_BPF_OBJECT`.
 pub fn product() -> Result<Cow<'static, [u8]>> {
     if let Some(path) = std::env::var_os("WEIR_BPF_OBJECT") {
-        return Ok(Cow::Owned(std::fs::read(&path).with_context(|| format!("read {}", path.display()))?));
+        return Ok(Cow::Owned(
+            std::fs::read(&path).with_context(|| format!("read {}", path.display()))?,
+        ));
     }
     let object = weir::dataplane::object::OBJECT;
     ensure!(!object.is_empty(), "the BPF object is not there: run `cargo xtask build-bpf` first");
@@ -217,18 +219,22 @@ impl Rig {
     fn fill(&mut self) -> Result<()> {
         let mut uplinks = Uplinks::default();
         uplinks.list[0] = Uplink { ifindex: UPLINK, mac: NODE_MAC, reserved: [0; 6] };
-        uplinks.list[1] = Uplink { ifindex: OTHER_UPLINK, mac: [2, 0, 0, 0, 0, 9], reserved: [0; 6] };
+        uplinks.list[1] =
+            Uplink { ifindex: OTHER_UPLINK, mac: [2, 0, 0, 0, 0, 9], reserved: [0; 6] };
         self.set(map::UPLINKS, 0, uplinks)?;
         for (index, v6) in [(PEER, false), (PEER_OVER_V6, true)] {
-            self.hop(index, Hop {
-                ifindex: UPLINK,
-                mtu: MTU,
-                destination_mac: PEER_MAC,
-                source_mac: NODE_MAC,
-                source: own(v6).into(),
-                destination: peer(v6).into(),
-                ..Default::default()
-            })?;
+            self.hop(
+                index,
+                Hop {
+                    ifindex: UPLINK,
+                    mtu: MTU,
+                    destination_mac: PEER_MAC,
+                    source_mac: NODE_MAC,
+                    source: own(v6).into(),
+                    destination: peer(v6).into(),
+                    ..Default::default()
+                },
+            )?;
             self.member(peer(v6), PEER)?;
         }
         self.state(state::BOOT_ID, BOOT_ID[0])?;
@@ -259,7 +265,12 @@ impl Rig {
             owners.push(self.backend(*target, service.proto)?.0);
         }
         let first = if owners.is_empty() { 0 } else { self.table(owners, service.slots)? };
-        let record = Record { owners: first, slots: service.slots, flags: service.flags, ..Default::default() };
+        let record = Record {
+            owners: first,
+            slots: service.slots,
+            flags: service.flags,
+            ..Default::default()
+        };
         self.set(map::RECORDS, index, record)?;
         Ok(index)
     }
@@ -273,7 +284,11 @@ impl Rig {
         self.next_block += blocks(slots);
         for block in 0..blocks(slots) {
             let owner = |at: usize| owners[((block * BLOCK_SLOTS) as usize + at) % owners.len()];
-            self.set(map::OWNERS, first + block, std::array::from_fn::<u32, { BLOCK_SLOTS as usize }, _>(owner))?;
+            self.set(
+                map::OWNERS,
+                first + block,
+                std::array::from_fn::<u32, { BLOCK_SLOTS as usize }, _>(owner),
+            )?;
         }
         self.tables.insert((owners, slots), first);
         Ok(first)
@@ -292,7 +307,11 @@ impl Rig {
             }
         };
         let (addr, port) = (target.addr.into(), Port::new(target.port));
-        self.set(map::BACKENDS, id.index(), Backend { addr, id, node: target.node, port, fingerprint: 1, flags: 0 })?;
+        self.set(
+            map::BACKENDS,
+            id.index(),
+            Backend { addr, id, node: target.node, port, fingerprint: 1, flags: 0 },
+        )?;
         if target.node == 0 {
             self.insert(map::LOCAL_BACKENDS, Endpoint::new(addr, port, proto), id)?;
         }
@@ -338,8 +357,12 @@ impl Rig {
     }
 
     /// A map by name and kind.
-    pub fn map<'r, M: TryFrom<&'r mut aya::maps::Map, Error = aya::maps::MapError>>(&'r mut self, name: &str) -> Result<M> {
-        let map = self.ebpf.map_mut(name).with_context(|| format!("no map {name} in the object"))?;
+    pub fn map<'r, M: TryFrom<&'r mut aya::maps::Map, Error = aya::maps::MapError>>(
+        &'r mut self,
+        name: &str,
+    ) -> Result<M> {
+        let map =
+            self.ebpf.map_mut(name).with_context(|| format!("no map {name} in the object"))?;
         M::try_from(map).with_context(|| format!("map {name}"))
     }
 
@@ -408,7 +431,13 @@ impl Rig {
             .zip(now.into_iter().zip(before))
             .filter(|(_, (now, before))| now != before)
             .map(|(index, (now, before))| {
-                (index, Counter { packets: now.packets - before.packets, bytes: now.bytes - before.bytes })
+                (
+                    index,
+                    Counter {
+                        packets: now.packets - before.packets,
+                        bytes: now.bytes - before.bytes,
+                    },
+                )
             })
             .collect())
     }
@@ -417,7 +446,8 @@ impl Rig {
     pub fn reasons(&mut self) -> Result<(BTreeMap<Reason, u64>, u64)> {
         let gained = self.gained(map::REASON_COUNTERS)?;
         let bytes = gained.values().map(|counter| counter.bytes).sum();
-        let packets = gained.iter().map(|(index, counter)| (Reason::ALL[*index as usize], counter.packets));
+        let packets =
+            gained.iter().map(|(index, counter)| (Reason::ALL[*index as usize], counter.packets));
         Ok((packets.collect(), bytes))
     }
 
@@ -456,17 +486,23 @@ impl Rig {
         /// `TC_ACT_UNSPEC`, also `TCX_NEXT`.
         const NEXT: u32 = u32::MAX;
         let mut out = vec![0; frame.len() + 64];
-        let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..Default::default() };
+        let options =
+            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..Default::default() };
         let loaded = self.ebpf.program_mut(program::EGRESS).context("no egress program")?;
         let tc: &mut SchedClassifier = loaded.try_into()?;
         let result = tc.test_run(options)?;
         out.truncate(result.data_size_out as usize);
-        let action = if result.return_value == NEXT { Action::Next } else { Action::Other(result.return_value) };
+        let action = if result.return_value == NEXT {
+            Action::Next
+        } else {
+            Action::Other(result.return_value)
+        };
         Ok((action, out))
     }
 
     fn verdict_xdp(&mut self, name: &str, frame: &[u8]) -> Result<(Action, Vec<u8>)> {
-        const ACTIONS: [Action; 5] = [Action::Other(0), Action::Drop, Action::Pass, Action::Tx, Action::Redirect];
+        const ACTIONS: [Action; 5] =
+            [Action::Other(0), Action::Drop, Action::Pass, Action::Tx, Action::Redirect];
         let mut input = vec![0xff; self.metadata];
         input.extend(frame);
         let mut out = vec![0; input.len() + 512];
@@ -517,7 +553,9 @@ impl Rig {
         let mut sizes = Vec::new();
         for (name, program) in self.ebpf.programs() {
             let info = program.info().with_context(|| format!("info of {name}"))?;
-            let verified = info.verified_instruction_count().context("the kernel tells no instruction count")?;
+            let verified = info
+                .verified_instruction_count()
+                .context("the kernel tells no instruction count")?;
             let translated = info.size_translated().context("the kernel tells no size")?;
             sizes.push((name.to_owned(), verified, translated));
         }
@@ -548,7 +586,8 @@ pub fn dump(name: &str, frames: &[&[u8]]) -> Result<PathBuf> {
         bytes.extend([second as u32, 0, length, length].iter().flat_map(|word| word.to_le_bytes()));
         bytes.extend(*frame);
     }
-    let file: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    let file: String =
+        name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     let dir = std::env::temp_dir().join("weir-packets");
     std::fs::create_dir_all(&dir).context("create the folder for captures")?;
     let path = dir.join(format!("{file}.pcap"));

@@ -20,6 +20,7 @@ const INPUTS: &[&str] = &[
     "Cargo.toml",
     "lb-common/Cargo.toml",
     "lb-common/src",
+    "lb-ebpf/bench",
     "lb-ebpf/Cargo.lock",
     "lb-ebpf/Cargo.toml",
     "lb-ebpf/src",
@@ -54,16 +55,16 @@ pub fn build(source: &Path, work: &Path, out: &Path, options: Options) -> Result
 
     let stamp_file = work.join("weir.stamp");
     let stamp = stamp(source, toolchain, out)?;
-    let is_fresh = out.is_file() && fs::read_to_string(&stamp_file).is_ok_and(|old| old == stamp);
+    let is_fresh = out.is_file()
+        && bench_object(out).is_file()
+        && fs::read_to_string(&stamp_file).is_ok_and(|old| old == stamp);
     if is_fresh && !options.deny_warnings {
         return Ok(());
     }
-    eprintln!(
-        "building the BPF object with {} ({})",
-        toolchain.name, toolchain.version
-    );
+    eprintln!("building the BPF object with {} ({})", toolchain.name, toolchain.version);
     let linked = compile(source, work, toolchain, &linker, options.deny_warnings)?;
-    install(&linked, work, out)?;
+    install(&linked.join("weir-bpf"), work, out)?;
+    install(&linked.join("weir-bench"), work, &bench_object(out))?;
     fs::write(&stamp_file, stamp).with_context(|| format!("write {}", stamp_file.display()))
 }
 
@@ -74,9 +75,7 @@ pub fn clippy(source: &Path, work: &Path) -> Result<bool> {
         return Ok(false);
     };
     let linker = toolchain::bpf_linker_path()?;
-    cargo(source, work, toolchain, &linker, "clippy")
-        .args(["--", "-Dwarnings"])
-        .run_quietly()?;
+    cargo(source, work, toolchain, &linker, "clippy").args(["--", "-Dwarnings"]).run_quietly()?;
     Ok(true)
 }
 
@@ -93,25 +92,17 @@ fn compile(
         command.args(["-Zwarnings", "--config=build.warnings='deny'"]);
     }
     command.run_quietly().context("build the BPF programs")?;
-    Ok(work.join("bpfel-unknown-none/release/weir-bpf"))
+    Ok(work.join("bpfel-unknown-none/release"))
 }
 
 fn cargo(source: &Path, work: &Path, toolchain: &Toolchain, linker: &Path, verb: &str) -> Command {
     let mut command = toolchain.cargo();
     command
         .arg(verb)
-        .args([
-            "--release",
-            "--locked",
-            "-Zbuild-std=core",
-            "--target=bpfel-unknown-none",
-        ])
+        .args(["--release", "--locked", "-Zbuild-std=core", "--target=bpfel-unknown-none"])
         .current_dir(source.join("lb-ebpf"))
         .env("CARGO_TARGET_DIR", work)
-        .env(
-            "CARGO_ENCODED_RUSTFLAGS",
-            flags(source, linker).join("\u{1f}"),
-        );
+        .env("CARGO_ENCODED_RUSTFLAGS", flags(source, linker).join("\u{1f}"));
     command
 }
 
@@ -132,10 +123,15 @@ fn flags(source: &Path, linker: &Path) -> Vec<String> {
     ]
 }
 
+/// Beside the product's object: the programs that only `cargo xtask bench packet` loads.
+fn bench_object(out: &Path) -> PathBuf {
+    out.with_file_name("weir-bench.o")
+}
+
 /// Strips DWARF, which the kernel does not read (.BTF and .BTF.ext stay), and puts the object in place.
 /// One that did not change keeps its time, so that nothing which embeds it is built again.
 fn install(linked: &Path, work: &Path, out: &Path) -> Result<()> {
-    let stripped = work.join("weir.o");
+    let stripped = work.join(out.file_name().context("the object has no name")?);
     Command::new(toolchain::llvm_prefix().join("bin/llvm-strip"))
         .args(["-g", "-o"])
         .arg(&stripped)
@@ -203,7 +199,7 @@ mod tests {
 
     fn tree() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
-        for sub in ["lb-common/src", "lb-ebpf/src/deep"] {
+        for sub in ["lb-common/src", "lb-ebpf/bench", "lb-ebpf/src/deep"] {
             fs::create_dir_all(dir.path().join(sub)).unwrap();
         }
         for file in [
@@ -223,37 +219,23 @@ mod tests {
     #[test]
     fn equal_trees_in_different_places_hash_alike() {
         let (a, b) = (tree(), tree());
-        assert_eq!(
-            hash_inputs(a.path()).unwrap(),
-            hash_inputs(b.path()).unwrap()
-        );
+        assert_eq!(hash_inputs(a.path()).unwrap(), hash_inputs(b.path()).unwrap());
     }
 
     #[test]
     fn every_change_of_an_input_changes_the_hash() {
         let before = hash_inputs(tree().path()).unwrap();
-        for file in [
-            "Cargo.toml",
-            "lb-common/src/lib.rs",
-            "lb-ebpf/Cargo.lock",
-            "lb-ebpf/src/deep/part.rs",
-        ] {
+        for file in
+            ["Cargo.toml", "lb-common/src/lib.rs", "lb-ebpf/Cargo.lock", "lb-ebpf/src/deep/part.rs"]
+        {
             let changed = tree();
             fs::write(changed.path().join(file), "other").unwrap();
-            assert_ne!(
-                hash_inputs(changed.path()).unwrap(),
-                before,
-                "{file} changed"
-            );
+            assert_ne!(hash_inputs(changed.path()).unwrap(), before, "{file} changed");
         }
         let renamed = tree();
         let src = renamed.path().join("lb-ebpf/src");
         fs::rename(src.join("main.rs"), src.join("niam.rs")).unwrap();
-        assert_ne!(
-            hash_inputs(renamed.path()).unwrap(),
-            before,
-            "a file was renamed"
-        );
+        assert_ne!(hash_inputs(renamed.path()).unwrap(), before, "a file was renamed");
     }
 
     #[test]

@@ -17,6 +17,8 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Bench {
+    /// The data plane: ns a packet, beside the classic design.
+    Packet,
     /// Slot tables: quality beside Maglev, and speed.
     Tables,
 }
@@ -24,6 +26,7 @@ enum Bench {
 fn main() -> Result<ExitCode> {
     let args = Args::parse();
     let goals = match args.bench {
+        Bench::Packet => bench::packet::run(args.json)?.goals,
         Bench::Tables => bench::tables::run(args.json)?.goals,
     };
     Ok(if goals.iter().all(|goal| goal.met) {

@@ -19,11 +19,26 @@ pub enum Network {
 /// What stands behind IP.
 #[derive(Clone, Debug)]
 pub enum Transport {
-    Tcp { source: u16, destination: u16, flags: u8, seq: u32, ack: u32, window: u16, options: Vec<u8> },
-    Udp { source: u16, destination: u16 },
+    Tcp {
+        source: u16,
+        destination: u16,
+        flags: u8,
+        seq: u32,
+        ack: u32,
+        window: u16,
+        options: Vec<u8>,
+    },
+    Udp {
+        source: u16,
+        destination: u16,
+    },
     /// ICMP or ICMPv6, by the family of the addresses: type, code and the four bytes that follow
     /// the checksum.
-    Icmp { kind: u8, code: u8, rest: [u8; 4] },
+    Icmp {
+        kind: u8,
+        code: u8,
+        rest: [u8; 4],
+    },
     /// Protocol number; the payload is all there is.
     Other(u8),
 }
@@ -82,11 +97,18 @@ impl Frame {
 
     /// A frame of another EtherType.
     pub fn other(ethertype: u16, bytes: &[u8]) -> Self {
-        Self { network: Network::Other(ethertype, bytes.to_vec()), ..Self::ip(Ipv6Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED) }
+        Self {
+            network: Network::Other(ethertype, bytes.to_vec()),
+            ..Self::ip(Ipv6Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED)
+        }
     }
 
     /// ARP (RFC 826): `operation` 1 asks, 2 answers.
-    pub fn arp(operation: u16, sender: (Mac, std::net::Ipv4Addr), target: (Mac, std::net::Ipv4Addr)) -> Self {
+    pub fn arp(
+        operation: u16,
+        sender: (Mac, std::net::Ipv4Addr),
+        target: (Mac, std::net::Ipv4Addr),
+    ) -> Self {
         let mut bytes = vec![0, 1, 8, 0, 6, 4];
         bytes.extend(operation.to_be_bytes());
         bytes.extend(sender.0);
@@ -116,7 +138,13 @@ impl Frame {
 
     /// Neighbour advertisement (RFC 4861 4.4) with the target link-layer option; `flags` is the
     /// first byte behind the checksum (R, S, O from the top).
-    pub fn advertisement(source: Ipv6Addr, destination: Ipv6Addr, target: Ipv6Addr, flags: u8, mac: Mac) -> Self {
+    pub fn advertisement(
+        source: Ipv6Addr,
+        destination: Ipv6Addr,
+        target: Ipv6Addr,
+        flags: u8,
+        mac: Mac,
+    ) -> Self {
         let mut body = target.octets().to_vec();
         body.extend([2, 1]);
         body.extend(mac);
@@ -205,7 +233,15 @@ impl Frame {
             let bit = "FSRPAUEC".find(letter).unwrap_or_else(|| panic!("no TCP flag {letter}"));
             flags | 1 << bit
         });
-        self.transport = Transport::Tcp { source, destination, flags, seq: 1000, ack: 0, window: 65_000, options: Vec::new() };
+        self.transport = Transport::Tcp {
+            source,
+            destination,
+            flags,
+            seq: 1000,
+            ack: 0,
+            window: 65_000,
+            options: Vec::new(),
+        };
         self
     }
 
@@ -342,7 +378,8 @@ impl Frame {
             }
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
                 let (first, extensions) = self.extension_bytes(proto);
-                let mut header = (6 << 28 | u32::from(self.tos) << 20 | self.flow_label).to_be_bytes().to_vec();
+                let mut header =
+                    (6 << 28 | u32::from(self.tos) << 20 | self.flow_label).to_be_bytes().to_vec();
                 header.extend(((extensions.len() + segment.len()) as u16).to_be_bytes());
                 header.extend([first, self.ttl]);
                 header.extend(source.octets());

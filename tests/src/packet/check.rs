@@ -42,13 +42,23 @@ pub fn difference(want: &[u8], got: &[u8]) -> Option<String> {
             None => writeln!(text, "  {name}: {value} / -").unwrap(),
         }
     }
-    for (name, value) in gotten.iter().filter(|(name, _)| !wanted.iter().any(|(other, _)| other == name)) {
+    for (name, value) in
+        gotten.iter().filter(|(name, _)| !wanted.iter().any(|(other, _)| other == name))
+    {
         writeln!(text, "  {name}: - / {value}").unwrap();
     }
     if let Err(complaint) = check(got) {
         writeln!(text, "  got is wrong: {complaint}").unwrap();
     }
-    writeln!(text, "wanted ({} bytes):\n{}got ({} bytes):\n{}", want.len(), hex(want), got.len(), hex(got)).unwrap();
+    writeln!(
+        text,
+        "wanted ({} bytes):\n{}got ({} bytes):\n{}",
+        want.len(),
+        hex(want),
+        got.len(),
+        hex(got)
+    )
+    .unwrap();
     Some(text)
 }
 
@@ -202,7 +212,9 @@ impl Reader {
         self.note("ip.proto", proto);
         let sum = match proto {
             1 => internet_checksum(&[bytes]),
-            _ => internet_checksum(&[&pseudo_header(source, destination, proto, bytes.len()), bytes]),
+            _ => {
+                internet_checksum(&[&pseudo_header(source, destination, proto, bytes.len()), bytes])
+            }
         };
         match proto {
             6 => self.tcp(bytes, sum),
@@ -217,11 +229,17 @@ impl Reader {
 
     fn tcp(&mut self, bytes: &[u8], sum: u16) -> Step {
         let header = cut(bytes, 0, 20, "tcp")?;
-        let options = cut(bytes, 20, (usize::from(header[12] >> 4) * 4).saturating_sub(20), "tcp options")?;
+        let options =
+            cut(bytes, 20, (usize::from(header[12] >> 4) * 4).saturating_sub(20), "tcp options")?;
         if sum != 0 {
             self.complain(format!("tcp checksum {:04x}", be16(header, 16)));
         }
-        let flags: String = "FSRPAUEC".chars().enumerate().filter(|(bit, _)| header[13] & 1 << bit != 0).map(|(_, letter)| letter).collect();
+        let flags: String = "FSRPAUEC"
+            .chars()
+            .enumerate()
+            .filter(|(bit, _)| header[13] & 1 << bit != 0)
+            .map(|(_, letter)| letter)
+            .collect();
         self.note("tcp.ports", format!("{} > {}", be16(header, 0), be16(header, 2)));
         self.note("tcp.flags", flags);
         self.note("tcp.seq", u32::from_be_bytes(header[4..8].try_into().unwrap()));
@@ -249,7 +267,9 @@ impl Reader {
             _ if sum != 0 => self.complain(format!("udp checksum {:04x}", be16(header, 6))),
             _ => {}
         }
-        if tunnel { self.geneve(source, &bytes[8..]) } else {
+        if tunnel {
+            self.geneve(source, &bytes[8..])
+        } else {
             self.note("payload", hex(&bytes[8..]));
             Ok(())
         }
@@ -264,12 +284,26 @@ impl Reader {
         self.note("geneve.option", format!("{:02x?}", &head[8..12]));
         let body = cut(bytes, 12, 44, "geneve option")?;
         if head[10] != 0x81 {
-            for (name, range) in [("version", 0..1), ("reserved", 1..4), ("seed_tag", 4..12), ("nonce", 12..20), ("boot_id", 20..36), ("heartbeat_age", 36..40), ("layout", 40..44)] {
+            for (name, range) in [
+                ("version", 0..1),
+                ("reserved", 1..4),
+                ("seed_tag", 4..12),
+                ("nonce", 12..20),
+                ("boot_id", 20..36),
+                ("heartbeat_age", 36..40),
+                ("layout", 40..44),
+            ] {
                 self.note(&format!("probe.{name}"), format!("{:02x?}", &body[range]));
             }
             return Ok(());
         }
-        for (name, range) in [("version", 0..1), ("flags", 1..2), ("reserved", 2..4), ("seed_tag", 4..12), ("visited", 30..44)] {
+        for (name, range) in [
+            ("version", 0..1),
+            ("flags", 1..2),
+            ("reserved", 2..4),
+            ("seed_tag", 4..12),
+            ("visited", 30..44),
+        ] {
             self.note(&format!("data.{name}"), format!("{:02x?}", &body[range]));
         }
         self.note("data.backend", format!("[{}]:{}", v6(body, 12), be16(body, 28)));
@@ -297,7 +331,9 @@ impl Reader {
 }
 
 fn cut<'b>(bytes: &'b [u8], from: usize, length: usize, what: &str) -> Result<&'b [u8], String> {
-    bytes.get(from..from + length).ok_or_else(|| format!("{what} is cut short: {} of {}", bytes.len().saturating_sub(from), length))
+    bytes.get(from..from + length).ok_or_else(|| {
+        format!("{what} is cut short: {} of {}", bytes.len().saturating_sub(from), length)
+    })
 }
 
 fn be16(bytes: &[u8], at: usize) -> u16 {
@@ -335,7 +371,12 @@ mod tests {
             frames.push(base.clone().icmp(8, 0, [1, 2, 3, 4]).build());
             frames.push(base.clone().extension(0, 2).extension(60, 1).tcp(1, 2, "S").build());
         }
-        frames.push(Frame::ip(addr("198.51.100.7"), addr("192.0.2.1")).options(&[7, 4, 4, 0]).tcp(1, 2, "S").build());
+        frames.push(
+            Frame::ip(addr("198.51.100.7"), addr("192.0.2.1"))
+                .options(&[7, 4, 4, 0])
+                .tcp(1, 2, "S")
+                .build(),
+        );
         frames
     }
 
@@ -368,6 +409,9 @@ mod tests {
     /// Bytes from RFC 1071 3: the sum of the example is ddf2.
     #[test]
     fn the_checksum_is_that_of_the_rfc() {
-        assert_eq!(internet_checksum(&[&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]]), !0xddf2);
+        assert_eq!(
+            internet_checksum(&[&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]]),
+            !0xddf2
+        );
     }
 }

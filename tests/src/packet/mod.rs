@@ -13,13 +13,20 @@ pub use tunnel::{Outer, Probe, Tunnel, kind};
 
 /// The Internet checksum (RFC 1071) of the bytes of all parts; all but the last have an even length.
 pub(crate) fn internet_checksum(parts: &[&[u8]]) -> u16 {
-    let sum = parts.iter().fold(etherparse::checksum::Sum16BitWords::new(), |sum, part| sum.add_slice(part));
+    let sum = parts
+        .iter()
+        .fold(etherparse::checksum::Sum16BitWords::new(), |sum, part| sum.add_slice(part));
     // etherparse sums words as they stand in memory.
     u16::from_be(sum.ones_complement())
 }
 
 /// Pseudo header of RFC 9293 3.1 (IPv4) and RFC 8200 8.1 (IPv6).
-pub(crate) fn pseudo_header(source: std::net::IpAddr, destination: std::net::IpAddr, proto: u8, length: usize) -> Vec<u8> {
+pub(crate) fn pseudo_header(
+    source: std::net::IpAddr,
+    destination: std::net::IpAddr,
+    proto: u8,
+    length: usize,
+) -> Vec<u8> {
     use std::net::IpAddr::{V4, V6};
     let mut bytes = Vec::with_capacity(40);
     match (source, destination) {

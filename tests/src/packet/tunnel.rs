@@ -126,7 +126,16 @@ pub struct Probe {
 impl Probe {
     /// A probe as a prober sends it.
     pub fn ask(vni: u32, seed_tag: [u8; 8], nonce: [u8; 8]) -> Self {
-        Self { kind: kind::PROBE, vni, version: 1, seed_tag, nonce, boot_id: [0; 16], heartbeat_age: 0, layout: 0 }
+        Self {
+            kind: kind::PROBE,
+            vni,
+            version: 1,
+            seed_tag,
+            nonce,
+            boot_id: [0; 16],
+            heartbeat_age: 0,
+            layout: 0,
+        }
     }
 
     pub fn frame(&self, outer: &Outer) -> Frame {

@@ -41,7 +41,11 @@ fn syn_makes_an_opening_that_its_retransmit_keeps() {
         assert_eq!(noted.flags(), flags::BACKEND_SPOKE);
 
         rig.ingress(&syn(v6).build()).unwrap();
-        assert_eq!(only(&rig.arrivals().unwrap().opening, key).backend_seq, noted.backend_seq, "retransmit");
+        assert_eq!(
+            only(&rig.arrivals().unwrap().opening, key).backend_seq,
+            noted.backend_seq,
+            "retransmit"
+        );
 
         rig.ingress(&syn(v6).seq(5).build()).unwrap();
         let renewed = only(&rig.arrivals().unwrap().opening, key);
@@ -78,7 +82,10 @@ fn ack_of_what_nobody_sent_promotes_nothing() {
         rig.egress(&accept(v6).build()).unwrap();
         rig.ingress(&ack(v6).ack(BACKEND_SEQ).build()).unwrap();
         assert!(rig.arrivals().unwrap().established.is_empty(), "one number too low");
-        rig.ingress(&ack(v6).tcp(CLIENT_PORT, LOCAL, "RA").ack(BACKEND_SEQ.wrapping_add(1)).build()).unwrap();
+        rig.ingress(
+            &ack(v6).tcp(CLIENT_PORT, LOCAL, "RA").ack(BACKEND_SEQ.wrapping_add(1)).build(),
+        )
+        .unwrap();
         assert!(rig.arrivals().unwrap().established.is_empty(), "a reset");
     }
 }
@@ -105,7 +112,8 @@ fn lost_maps_are_made_again_by_traffic_of_both_sides() {
         handshake(&mut rig, v6);
         rig.clear_arrivals().unwrap();
         rig.ingress(&ack(v6).build()).unwrap();
-        let data = from_backend(v6).tcp(BACKEND_PORT, CLIENT_PORT, "PA").seq(900).payload_length(10);
+        let data =
+            from_backend(v6).tcp(BACKEND_PORT, CLIENT_PORT, "PA").seq(900).payload_length(10);
         assert_eq!(rig.egress(&data.build()).unwrap().reasons, [Reason::Returned]);
         rig.ingress(&ack(v6).ack(910).build()).unwrap();
         let arrivals = rig.arrivals().unwrap();
@@ -123,11 +131,16 @@ fn fins_and_resets_are_noted() {
         let spoke = flags::BACKEND_SPOKE;
         rig.ingress(&to_vip(v6).tcp(CLIENT_PORT, LOCAL, "FA").build()).unwrap();
         assert_eq!(flags_now(&mut rig), spoke | flags::CLIENT_FIN);
-        let backend = |letters: &str| from_backend(v6).tcp(BACKEND_PORT, CLIENT_PORT, letters).build();
+        let backend =
+            |letters: &str| from_backend(v6).tcp(BACKEND_PORT, CLIENT_PORT, letters).build();
         rig.egress(&backend("R")).unwrap();
         assert_eq!(flags_now(&mut rig), spoke | flags::CLIENT_FIN | flags::BACKEND_RST);
         rig.egress(&backend("FA")).unwrap();
-        assert_eq!(flags_now(&mut rig), spoke | flags::CLIENT_FIN | flags::BACKEND_FIN, "undone by a later segment");
+        assert_eq!(
+            flags_now(&mut rig),
+            spoke | flags::CLIENT_FIN | flags::BACKEND_FIN,
+            "undone by a later segment"
+        );
     }
 }
 
@@ -136,7 +149,10 @@ fn syn_ack_to_a_direct_client_ends_what_was_known() {
     for v6 in [false, true] {
         let mut rig = rig();
         handshake(&mut rig, v6);
-        assert_eq!(rig.egress(&accept(v6).ack(7).build()).unwrap().reasons, [Reason::ReturnNotOpening]);
+        assert_eq!(
+            rig.egress(&accept(v6).ack(7).build()).unwrap().reasons,
+            [Reason::ReturnNotOpening]
+        );
         assert!(rig.arrivals().unwrap().established.is_empty());
     }
 }
@@ -190,9 +206,17 @@ fn services_and_backends_are_counted_once_a_packet() {
             let frame = to_port(v6, proto, port).vlan(7);
             let outcome = rig.ingress(&frame.build()).unwrap();
             let services = usize::from(port != CLOSED);
-            assert_eq!((outcome.services.len(), outcome.backends.len()), (services, backends), "{port}");
+            assert_eq!(
+                (outcome.services.len(), outcome.backends.len()),
+                (services, backends),
+                "{port}"
+            );
             for counter in outcome.services.values().chain(outcome.backends.values()) {
-                assert_eq!((counter.packets, counter.bytes as usize), (1, frame.packet().len()), "{port}");
+                assert_eq!(
+                    (counter.packets, counter.bytes as usize),
+                    (1, frame.packet().len()),
+                    "{port}"
+                );
             }
         }
     }

@@ -22,12 +22,18 @@ pub fn syn(v6: bool) -> Frame {
 
 /// The backend's SYN-ACK.
 pub fn accept(v6: bool) -> Frame {
-    from_backend(v6).tcp(BACKEND_PORT, CLIENT_PORT, "SA").seq(BACKEND_SEQ).ack(CLIENT_SEQ.wrapping_add(1))
+    from_backend(v6)
+        .tcp(BACKEND_PORT, CLIENT_PORT, "SA")
+        .seq(BACKEND_SEQ)
+        .ack(CLIENT_SEQ.wrapping_add(1))
 }
 
 /// The client's ACK, by which it is known to have heard the backend.
 pub fn ack(v6: bool) -> Frame {
-    to_vip(v6).tcp(CLIENT_PORT, LOCAL, "A").seq(CLIENT_SEQ.wrapping_add(1)).ack(BACKEND_SEQ.wrapping_add(1))
+    to_vip(v6)
+        .tcp(CLIENT_PORT, LOCAL, "A")
+        .seq(CLIENT_SEQ.wrapping_add(1))
+        .ack(BACKEND_SEQ.wrapping_add(1))
 }
 
 pub fn handshake(rig: &mut Rig, v6: bool) {
@@ -73,8 +79,15 @@ fn tcp(rows: &mut Vec<Row>, v6: bool) {
         rig.ingress(&syn(v6).build()).unwrap();
         rig.egress(&accept(v6).build()).unwrap();
     });
-    row("RST of a closed port", from_backend(v6).tcp(BACKEND_PORT, CLIENT_PORT, "RA").ack(0), opened);
-    let data = from_backend(v6).tcp(BACKEND_PORT, CLIENT_PORT, "PA").seq(BACKEND_SEQ.wrapping_add(1)).ack(0);
+    row(
+        "RST of a closed port",
+        from_backend(v6).tcp(BACKEND_PORT, CLIENT_PORT, "RA").ack(0),
+        opened,
+    );
+    let data = from_backend(v6)
+        .tcp(BACKEND_PORT, CLIENT_PORT, "PA")
+        .seq(BACKEND_SEQ.wrapping_add(1))
+        .ack(0);
     row("data", data.clone().payload_length(100), handshake);
     row("odd data", data.clone().payload(b"x"), handshake);
     row("1,500 bytes", data.clone().payload_length(1440), handshake);
@@ -97,9 +110,17 @@ fn mss(rows: &mut Vec<Row>, v6: bool) {
     let (big_high, big_low) = (1460u16.to_be_bytes()[0], 1460u16.to_be_bytes()[1]);
     let cases: [(&str, Vec<u8>, Vec<u8>); 9] = [
         ("first", vec![2, 4, big_high, big_low, 1, 3, 3, 7], vec![2, 4, high, low, 1, 3, 3, 7]),
-        ("at an odd place", vec![1, 2, 4, big_high, big_low, 1, 1, 0], vec![1, 2, 4, high, low, 1, 1, 0]),
+        (
+            "at an odd place",
+            vec![1, 2, 4, big_high, big_low, 1, 1, 0],
+            vec![1, 2, 4, high, low, 1, 1, 0],
+        ),
         ("last", vec![1, 1, 4, 2, 2, 4, big_high, big_low], vec![1, 1, 4, 2, 2, 4, high, low]),
-        ("behind timestamps", [vec![8, 10, 1, 2, 3, 4, 5, 6, 7, 8], vec![2, 4, 0xff, 0xff, 0, 0]].concat(), [vec![8, 10, 1, 2, 3, 4, 5, 6, 7, 8], vec![2, 4, high, low, 0, 0]].concat()),
+        (
+            "behind timestamps",
+            [vec![8, 10, 1, 2, 3, 4, 5, 6, 7, 8], vec![2, 4, 0xff, 0xff, 0, 0]].concat(),
+            [vec![8, 10, 1, 2, 3, 4, 5, 6, 7, 8], vec![2, 4, high, low, 0, 0]].concat(),
+        ),
         ("small enough", vec![2, 4, 2, 0], vec![2, 4, 2, 0]),
         ("just right", vec![2, 4, high, low], vec![2, 4, high, low]),
         ("none", vec![1, 1, 1, 0], vec![1, 1, 1, 0]),
@@ -110,15 +131,22 @@ fn mss(rows: &mut Vec<Row>, v6: bool) {
         let frame = accept(v6).tcp_options(&before);
         let output = is(&returned(&accept(v6).tcp_options(&after), v6));
         rows.push(
-            Row::leaving(format!("{family} MSS {name}"), &frame, &[Reason::Returned], output).after(move |rig| {
-                rig.ingress(&syn(v6).build()).unwrap();
-            }),
+            Row::leaving(format!("{family} MSS {name}"), &frame, &[Reason::Returned], output)
+                .after(move |rig| {
+                    rig.ingress(&syn(v6).build()).unwrap();
+                }),
         );
     }
-    let data = from_backend(v6).tcp(BACKEND_PORT, CLIENT_PORT, "A").tcp_options(&[2, 4, 0xff, 0xff]);
+    let data =
+        from_backend(v6).tcp(BACKEND_PORT, CLIENT_PORT, "A").tcp_options(&[2, 4, 0xff, 0xff]);
     rows.push(
-        Row::leaving(format!("{family} MSS of no SYN-ACK"), &data, &[Reason::Returned], is(&returned(&data, v6)))
-            .after(move |rig| handshake(rig, v6)),
+        Row::leaving(
+            format!("{family} MSS of no SYN-ACK"),
+            &data,
+            &[Reason::Returned],
+            is(&returned(&data, v6)),
+        )
+        .after(move |rig| handshake(rig, v6)),
     );
 }
 
@@ -126,9 +154,17 @@ fn udp(rows: &mut Vec<Row>, v6: bool) {
     let family = if v6 { "v6" } else { "v4" };
     let mut row = |name: &str, frame: Frame| {
         let output = is(&returned(&frame, v6));
-        rows.push(Row::leaving(format!("{family} return: UDP, {name}"), &frame, &[Reason::Returned], output).after(move |rig| {
-            rig.ingress(&to_port(v6, UDP, LOCAL).build()).unwrap();
-        }));
+        rows.push(
+            Row::leaving(
+                format!("{family} return: UDP, {name}"),
+                &frame,
+                &[Reason::Returned],
+                output,
+            )
+            .after(move |rig| {
+                rig.ingress(&to_port(v6, UDP, LOCAL).build()).unwrap();
+            }),
+        );
     };
     let frame = from_backend(v6).udp(BACKEND_PORT, CLIENT_PORT);
     row("100 bytes", frame.clone().payload_length(100));
@@ -161,27 +197,57 @@ impl EndsWithChecksum for Vec<u8> {
 fn others(rows: &mut Vec<Row>, v6: bool) {
     let family = if v6 { "v6" } else { "v4" };
     let mut row = |name: &str, frame: Frame, counts: &[Reason]| {
-        rows.push(Row::leaving(format!("{family} leaves alone: {name}"), &frame, counts, Output::Same));
+        rows.push(Row::leaving(
+            format!("{family} leaves alone: {name}"),
+            &frame,
+            counts,
+            Output::Same,
+        ));
     };
     let backend = |letters: &str| from_backend(v6).tcp(BACKEND_PORT, CLIENT_PORT, letters);
     row("backend's data of no flow", backend("A"), &[Reason::ReturnUnknown]);
-    row("backend's UDP of no flow", from_backend(v6).udp(BACKEND_PORT, CLIENT_PORT), &[Reason::ReturnUnknown]);
+    row(
+        "backend's UDP of no flow",
+        from_backend(v6).udp(BACKEND_PORT, CLIENT_PORT),
+        &[Reason::ReturnUnknown],
+    );
     row("backend's SYN", backend("S"), &[Reason::ReturnUnknown]);
     row("backend's SYN-ACK to a direct client", accept(v6), &[Reason::ReturnNotOpening]);
     row("backend's fragment", backend("A").fragment(0, true).payload_length(24), &[]);
     row("backend's echo", from_backend(v6).icmp(8, 0, [0; 4]), &[]);
     row("other port of the backend", from_backend(v6).tcp(1, CLIENT_PORT, "A"), &[]);
-    row("other host", from_backend(v6).addresses(stranger(v6), client(v6)).tcp(BACKEND_PORT, CLIENT_PORT, "A"), &[]);
-    row("backend of another node", from_backend(v6).addresses(remote_backend(v6), client(v6)).tcp(BACKEND_PORT, CLIENT_PORT, "A"), &[]);
+    row(
+        "other host",
+        from_backend(v6).addresses(stranger(v6), client(v6)).tcp(BACKEND_PORT, CLIENT_PORT, "A"),
+        &[],
+    );
+    row(
+        "backend of another node",
+        from_backend(v6).addresses(remote_backend(v6), client(v6)).tcp(
+            BACKEND_PORT,
+            CLIENT_PORT,
+            "A",
+        ),
+        &[],
+    );
     row("cut in the transport header", backend("A").truncate(14 + if v6 { 50 } else { 30 }), &[]);
     rows.push(
-        Row::leaving(format!("{family} leaves alone: SYN-ACK of another handshake"), &accept(v6).ack(7), &[Reason::ReturnNotOpening], Output::Same)
-            .after(move |rig| {
-                rig.ingress(&syn(v6).build()).unwrap();
-            }),
+        Row::leaving(
+            format!("{family} leaves alone: SYN-ACK of another handshake"),
+            &accept(v6).ack(7),
+            &[Reason::ReturnNotOpening],
+            Output::Same,
+        )
+        .after(move |rig| {
+            rig.ingress(&syn(v6).build()).unwrap();
+        }),
     );
     if !v6 {
-        let arp = Frame::arp(1, (NODE_MAC, "10.1.0.1".parse().unwrap()), ([0; 6], "10.1.0.9".parse().unwrap()));
+        let arp = Frame::arp(
+            1,
+            (NODE_MAC, "10.1.0.1".parse().unwrap()),
+            ([0; 6], "10.1.0.9".parse().unwrap()),
+        );
         rows.push(Row::leaving("leaves alone: ARP", &arp, &[], Output::Same));
     }
 }
@@ -191,20 +257,37 @@ fn clash(rows: &mut Vec<Row>, v6: bool) {
     let family = if v6 { "v6" } else { "v4" };
     let second = to_vip(v6).tcp(CLIENT_PORT, ALSO_LOCAL, "S");
     rows.push(
-        Row::dropped(format!("{family} clash of two frontends over one backend"), &second, Reason::Clash)
-            .after(move |rig| handshake(rig, v6)),
+        Row::dropped(
+            format!("{family} clash of two frontends over one backend"),
+            &second,
+            Reason::Clash,
+        )
+        .after(move |rig| handshake(rig, v6)),
     );
     // While the first has not been accepted, the later handshake wins.
-    let delivered = second.clone().addresses(client(v6), local_backend(v6)).ports(CLIENT_PORT, BACKEND_PORT);
+    let delivered =
+        second.clone().addresses(client(v6), local_backend(v6)).ports(CLIENT_PORT, BACKEND_PORT);
     rows.push(
-        Row::passed(format!("{family} no clash with an opening"), &second, &[Reason::DeliveredLocal], &delivered).after(move |rig| {
+        Row::passed(
+            format!("{family} no clash with an opening"),
+            &second,
+            &[Reason::DeliveredLocal],
+            &delivered,
+        )
+        .after(move |rig| {
             rig.ingress(&syn(v6).build()).unwrap();
         }),
     );
     let again = syn(v6);
-    let delivered = again.clone().addresses(client(v6), local_backend(v6)).ports(CLIENT_PORT, BACKEND_PORT);
+    let delivered =
+        again.clone().addresses(client(v6), local_backend(v6)).ports(CLIENT_PORT, BACKEND_PORT);
     rows.push(
-        Row::passed(format!("{family} no clash with the same frontend"), &again, &[Reason::DeliveredLocal], &delivered)
-            .after(move |rig| handshake(rig, v6)),
+        Row::passed(
+            format!("{family} no clash with the same frontend"),
+            &again,
+            &[Reason::DeliveredLocal],
+            &delivered,
+        )
+        .after(move |rig| handshake(rig, v6)),
     );
 }

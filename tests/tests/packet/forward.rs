@@ -2,7 +2,9 @@
 
 use lb_common::reason::Reason;
 use lb_tests::packet::{Frame, Outer, Tunnel};
-use lb_tests::rig::{Action, NO_HEADROOM, NODE_MAC, PEER_MAC, SEED_TAG, TUNNEL_PORT, VNI, own, peer};
+use lb_tests::rig::{
+    Action, NO_HEADROOM, NODE_MAC, PEER_MAC, SEED_TAG, TUNNEL_PORT, VNI, own, peer,
+};
 
 use crate::world::*;
 
@@ -36,7 +38,12 @@ pub fn rows() -> Vec<Row> {
 fn local(rows: &mut Vec<Row>, kind: &str, v6: bool, proto: u8) {
     let frame = to_port(v6, proto, LOCAL);
     let row = |name: &str, frame: &Frame| {
-        Row::passed(format!("{kind} local: {name}"), frame, &[Reason::DeliveredLocal], &delivered(frame, v6))
+        Row::passed(
+            format!("{kind} local: {name}"),
+            frame,
+            &[Reason::DeliveredLocal],
+            &delivered(frame, v6),
+        )
     };
     rows.push(row("plain", &frame));
     rows.push(row("one tag", &frame.clone().vlan(7)));
@@ -57,12 +64,17 @@ fn remote(rows: &mut Vec<Row>, kind: &str, v6: bool, proto: u8) {
         let frame = change(to_port(v6, proto, port));
         let inner = frame.clone().ttl(63);
         let tags = change;
-        rows.push(Row::tunnelled(format!("{kind} remote: {name}"), &frame, action, move |source| {
-            let over_v6 = port == REMOTE_OVER_V6;
-            let outer = carried(over_v6, v6, &inner, source, tos);
-            // The tags are those of the client's frame.
-            if name_has_tags(&inner) { tags(outer) } else { outer }
-        }));
+        rows.push(Row::tunnelled(
+            format!("{kind} remote: {name}"),
+            &frame,
+            action,
+            move |source| {
+                let over_v6 = port == REMOTE_OVER_V6;
+                let outer = carried(over_v6, v6, &inner, source, tos);
+                // The tags are those of the client's frame.
+                if name_has_tags(&inner) { tags(outer) } else { outer }
+            },
+        ));
     };
     row("plain", REMOTE, Action::Tx, |frame| frame, 0);
     row("over IPv6", REMOTE_OVER_V6, Action::Tx, |frame| frame, 0);
@@ -70,7 +82,13 @@ fn remote(rows: &mut Vec<Row>, kind: &str, v6: bool, proto: u8) {
     row("one tag", REMOTE, Action::Tx, |frame| frame.vlan(7), 0);
     row("two tags", REMOTE, Action::Tx, |frame| frame.tag(0x88a8, 7).vlan(8), 0);
     row("DSCP and ECN go outside", REMOTE, Action::Tx, |frame| frame.tos(0xb9), 0xb9);
-    row("DSCP and ECN go outside over IPv6", REMOTE_OVER_V6, Action::Tx, |frame| frame.tos(0xba), 0xba);
+    row(
+        "DSCP and ECN go outside over IPv6",
+        REMOTE_OVER_V6,
+        Action::Tx,
+        |frame| frame.tos(0xba),
+        0xba,
+    );
     row("no payload", REMOTE, Action::Tx, |frame| frame.payload(&[]), 0);
     row("one byte payload", REMOTE_OVER_V6, Action::Tx, |frame| frame.payload(b"x"), 0);
 }
@@ -92,7 +110,11 @@ fn dropped(rows: &mut Vec<Row>, kind: &str, v6: bool, proto: u8) {
     row("local only, none here", to(LOCAL_ONLY), Reason::LocalOnly);
     row("first fragment", to(LOCAL).fragment(0, true).payload_length(24), Reason::Fragment);
     row("later fragment", to(LOCAL).fragment(9, false), Reason::Fragment);
-    row("cut in the transport header", to(LOCAL).payload(&[]).truncate(if v6 { 60 } else { 40 }), Reason::Truncated);
+    row(
+        "cut in the transport header",
+        to(LOCAL).payload(&[]).truncate(if v6 { 60 } else { 40 }),
+        Reason::Truncated,
+    );
     if v6 && proto == UDP {
         row("without checksum", to(LOCAL).no_checksum(), Reason::NoChecksum);
     }
@@ -106,8 +128,12 @@ fn dropped(rows: &mut Vec<Row>, kind: &str, v6: bool, proto: u8) {
 /// Whatever is for no VIP leaves as it came.
 fn not_ours(rows: &mut Vec<Row>, v6: bool) {
     let family = if v6 { "v6" } else { "v4" };
-    let mut row = |name: &str, frame: Frame| rows.push(Row::untouched(format!("{family} not ours: {name}"), &frame));
-    let base = Frame::ip(client(v6), stranger(v6)).macs(NODE_MAC, lb_tests::rig::GATEWAY_MAC).payload_length(20);
+    let mut row = |name: &str, frame: Frame| {
+        rows.push(Row::untouched(format!("{family} not ours: {name}"), &frame))
+    };
+    let base = Frame::ip(client(v6), stranger(v6))
+        .macs(NODE_MAC, lb_tests::rig::GATEWAY_MAC)
+        .payload_length(20);
     row("TCP", base.clone().tcp(1, 80, "S"));
     row("UDP", base.clone().udp(1, 80));
     row("fragment", base.clone().udp(1, 80).fragment(0, true).payload_length(24));
@@ -117,11 +143,17 @@ fn not_ours(rows: &mut Vec<Row>, v6: bool) {
     row("TTL 1", base.clone().ttl(1).tcp(1, 80, "S"));
     row("two tags", base.clone().tcp(1, 80, "S").vlan(1).vlan(2));
     row("three tags", base.clone().tcp(1, 80, "S").vlan(1).vlan(2).vlan(3));
-    row("VIP of a frame for another MAC", to_port(v6, TCP, LOCAL).macs([2, 0, 0, 0, 0, 0x55], NODE_MAC));
+    row(
+        "VIP of a frame for another MAC",
+        to_port(v6, TCP, LOCAL).macs([2, 0, 0, 0, 0, 0x55], NODE_MAC),
+    );
     row("VIP as source", Frame::ip(vip(v6), client(v6)).tcp(80, 1, "SA"));
     if v6 {
         row("extension headers", base.clone().extension(0, 1).extension(60, 3).tcp(1, 80, "S"));
-        row("more extension headers than are walked", (0..9).fold(base.clone(), |frame, _| frame.extension(60, 1)).tcp(1, 80, "S"));
+        row(
+            "more extension headers than are walked",
+            (0..9).fold(base.clone(), |frame, _| frame.extension(60, 1)).tcp(1, 80, "S"),
+        );
         row("authentication header", base.clone().extension(51, 3).tcp(1, 80, "S"));
     } else {
         row("IP options", base.clone().options(&[0x94, 4, 0, 0]).tcp(1, 80, "S"));
@@ -129,33 +161,60 @@ fn not_ours(rows: &mut Vec<Row>, v6: bool) {
     }
     // The filter's bit is set, but no such VIP is there.
     let frame = base.clone().tcp(1, 80, "S");
-    rows.push(Row::untouched(format!("{family} not ours: shares a VIP's bit in the filter"), &frame).changed(move |rig| {
-        rig.mark(stranger(v6).into()).unwrap();
-    }));
+    rows.push(
+        Row::untouched(format!("{family} not ours: shares a VIP's bit in the filter"), &frame)
+            .changed(move |rig| {
+                rig.mark(stranger(v6).into()).unwrap();
+            }),
+    );
     let frame = to_port(v6, TCP, LOCAL);
-    rows.push(Row::untouched(format!("{family} not ours: VIP on an interface that is no uplink"), &frame).changed(|rig| {
-        rig.set(lb_common::abi::map::UPLINKS, 0, lb_common::hop::Uplinks::default()).unwrap();
-    }));
+    rows.push(
+        Row::untouched(format!("{family} not ours: VIP on an interface that is no uplink"), &frame)
+            .changed(|rig| {
+                rig.set(lb_common::abi::map::UPLINKS, 0, lb_common::hop::Uplinks::default())
+                    .unwrap();
+            }),
+    );
 }
 
 /// What only one family has.
 fn headers(rows: &mut Vec<Row>) {
     let v4 = to_port(false, TCP, LOCAL).options(&[0x94, 4, 0, 0]);
-    rows.push(Row::passed("v4 IP options are kept", &v4, &[Reason::DeliveredLocal], &delivered(&v4, false)));
+    rows.push(Row::passed(
+        "v4 IP options are kept",
+        &v4,
+        &[Reason::DeliveredLocal],
+        &delivered(&v4, false),
+    ));
     let most = to_port(false, UDP, LOCAL).options(&[1; 40]);
-    rows.push(Row::passed("v4 most IP options are kept", &most, &[Reason::DeliveredLocal], &delivered(&most, false)));
+    rows.push(Row::passed(
+        "v4 most IP options are kept",
+        &most,
+        &[Reason::DeliveredLocal],
+        &delivered(&most, false),
+    ));
     let remote = to_port(false, UDP, REMOTE).options(&[0x94, 4, 0, 0]);
     let inner = remote.clone().ttl(63);
-    rows.push(Row::tunnelled("v4 IP options go through the tunnel", &remote, Action::Tx, move |port| {
-        carried(false, false, &inner, port, 0)
-    }));
+    rows.push(Row::tunnelled(
+        "v4 IP options go through the tunnel",
+        &remote,
+        Action::Tx,
+        move |port| carried(false, false, &inner, port, 0),
+    ));
 
     for (name, numbers) in [("one", vec![0]), ("two", vec![0, 60]), ("four", vec![0, 60, 43, 60])] {
         for proto in [TCP, UDP] {
-            let frame = numbers.iter().fold(to_port(true, proto, LOCAL), |frame, number| frame.extension(*number, 2));
+            let frame = numbers
+                .iter()
+                .fold(to_port(true, proto, LOCAL), |frame, number| frame.extension(*number, 2));
             let name = format!("{}: extension headers, {name}", kind(true, proto));
             // A routing header of padding has no segments left: it changes no address.
-            rows.push(Row::passed(name, &frame, &[Reason::DeliveredLocal], &delivered(&frame, true)));
+            rows.push(Row::passed(
+                name,
+                &frame,
+                &[Reason::DeliveredLocal],
+                &delivered(&frame, true),
+            ));
         }
     }
     let five = (0..5).fold(to_port(true, TCP, LOCAL), |frame, _| frame.extension(60, 1));
@@ -163,5 +222,10 @@ fn headers(rows: &mut Vec<Row>) {
     let authenticated = to_port(true, TCP, LOCAL).extension(51, 3);
     rows.push(Row::dropped("v6 authentication header", &authenticated, Reason::ExtensionHeaders));
     let labelled = to_port(true, TCP, LOCAL).flow_label(0xabcde).tos(0x2e);
-    rows.push(Row::passed("v6 flow label stays", &labelled, &[Reason::DeliveredLocal], &delivered(&labelled, true)));
+    rows.push(Row::passed(
+        "v6 flow label stays",
+        &labelled,
+        &[Reason::DeliveredLocal],
+        &delivered(&labelled, true),
+    ));
 }

@@ -17,7 +17,10 @@ use lb_common::reason::Reason;
 use world::{Row, run};
 
 fn all() -> Vec<Row> {
-    [forward::rows(), receive::rows(), answers::rows(), vec![answers::limited()], egress::rows()].into_iter().flatten().collect()
+    [forward::rows(), receive::rows(), answers::rows(), vec![answers::limited()], egress::rows()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 #[test]

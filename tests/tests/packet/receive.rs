@@ -20,7 +20,8 @@ fn tunnel(v6: bool) -> Tunnel {
 /// A client's frame as it lies in the tunnel, and as the backend must get it.
 fn inner(v6: bool, proto: u8) -> (Frame, Frame) {
     let frame = to_port(v6, proto, REMOTE).ttl(63);
-    let delivered = frame.clone().addresses(client(v6), local_backend(v6)).ports(CLIENT_PORT, BACKEND_PORT);
+    let delivered =
+        frame.clone().addresses(client(v6), local_backend(v6)).ports(CLIENT_PORT, BACKEND_PORT);
     (frame, delivered)
 }
 
@@ -28,7 +29,8 @@ pub fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
     for (v6, proto) in kinds() {
         for over_v6 in [false, true] {
-            let name = format!("{} over {}", world::kind(v6, proto), if over_v6 { "v6" } else { "v4" });
+            let name =
+                format!("{} over {}", world::kind(v6, proto), if over_v6 { "v6" } else { "v4" });
             delivered(&mut rows, &name, v6, proto, over_v6);
             refused(&mut rows, &name, v6, proto, over_v6);
         }
@@ -48,17 +50,45 @@ fn delivered(rows: &mut Vec<Row>, name: &str, v6: bool, proto: u8, over_v6: bool
     let carry = |frame: &Frame| tunnel(v6).carry(&outer(over_v6), &frame.packet());
     row("plain", carry(&frame), &out, &[Reason::Received]);
     row("one tag", carry(&frame).vlan(7), &out.clone().vlan(7), &[Reason::Received]);
-    row("two tags", carry(&frame).tag(0x88a8, 7).vlan(8), &out.clone().tag(0x88a8, 7).vlan(8), &[Reason::Received]);
+    row(
+        "two tags",
+        carry(&frame).tag(0x88a8, 7).vlan(8),
+        &out.clone().tag(0x88a8, 7).vlan(8),
+        &[Reason::Received],
+    );
     let (marked, marked_out) = (frame.clone().tos(0xba), out.clone().tos(0xbb));
     row("congestion mark goes inside", carry(&marked).tos(0xbb), &marked_out, &[Reason::Received]);
-    row("inner congestion mark stays", carry(&marked_out.clone().addresses(client(v6), vip(v6)).ports(CLIENT_PORT, REMOTE)), &marked_out, &[Reason::Received]);
+    row(
+        "inner congestion mark stays",
+        carry(&marked_out.clone().addresses(client(v6), vip(v6)).ports(CLIENT_PORT, REMOTE)),
+        &marked_out,
+        &[Reason::Received],
+    );
     row("outer DSCP is left outside", carry(&frame).tos(0xb8), &out, &[Reason::Received]);
-    let with_sum = Outer { frame: Frame::ip(peer(over_v6), own(over_v6)).macs(NODE_MAC, GATEWAY_MAC), ..outer(over_v6) };
-    row("outer checksum, as other senders may fill it", tunnel(v6).carry(&with_sum, &frame.packet()), &out, &[Reason::Received]);
+    let with_sum = Outer {
+        frame: Frame::ip(peer(over_v6), own(over_v6)).macs(NODE_MAC, GATEWAY_MAC),
+        ..outer(over_v6)
+    };
+    row(
+        "outer checksum, as other senders may fill it",
+        tunnel(v6).carry(&with_sum, &frame.packet()),
+        &out,
+        &[Reason::Received],
+    );
     let foreign = Tunnel { seed_tag: *b"another!", ..tunnel(v6) };
-    row("another seed", foreign.carry(&outer(over_v6), &frame.packet()), &out, &[Reason::Received, Reason::ForeignSeed]);
+    row(
+        "another seed",
+        foreign.carry(&outer(over_v6), &frame.packet()),
+        &out,
+        &[Reason::Received, Reason::ForeignSeed],
+    );
     let visited = Tunnel { visited: [7; 7], data_flags: 3, ..tunnel(v6) };
-    row("visited, young and last", visited.carry(&outer(over_v6), &frame.packet()), &out, &[Reason::Received]);
+    row(
+        "visited, young and last",
+        visited.carry(&outer(over_v6), &frame.packet()),
+        &out,
+        &[Reason::Received],
+    );
 }
 
 fn refused(rows: &mut Vec<Row>, name: &str, v6: bool, proto: u8, over_v6: bool) {
@@ -67,17 +97,42 @@ fn refused(rows: &mut Vec<Row>, name: &str, v6: bool, proto: u8, over_v6: bool) 
         rows.push(Row::dropped(format!("{name}: {what}"), &carried, why));
     };
     let carry = |frame: Frame| tunnel(v6).carry(&outer(over_v6), &frame.packet());
-    let forged = Outer::new(addr(over_v6, "10.0.0.66", "fd00::66"), own(over_v6), SOURCE_PORT, TUNNEL_PORT);
+    let forged =
+        Outer::new(addr(over_v6, "10.0.0.66", "fd00::66"), own(over_v6), SOURCE_PORT, TUNNEL_PORT);
     row("sender is no member", tunnel(v6).carry(&forged, &frame.packet()), Reason::NotMember);
-    row("frontend that is not here", carry(frame.clone().ports(CLIENT_PORT, CLOSED)), Reason::UnknownFrontend);
-    row("destination that is no VIP", carry(frame.clone().addresses(client(v6), stranger(v6))), Reason::UnknownFrontend);
+    row(
+        "frontend that is not here",
+        carry(frame.clone().ports(CLIENT_PORT, CLOSED)),
+        Reason::UnknownFrontend,
+    );
+    row(
+        "destination that is no VIP",
+        carry(frame.clone().addresses(client(v6), stranger(v6))),
+        Reason::UnknownFrontend,
+    );
     let elsewhere = Tunnel { backend: remote_backend(v6), ..tunnel(v6) };
-    row("backend of another node", elsewhere.carry(&outer(over_v6), &frame.packet()), Reason::UnknownBackend);
+    row(
+        "backend of another node",
+        elsewhere.carry(&outer(over_v6), &frame.packet()),
+        Reason::UnknownBackend,
+    );
     let port = Tunnel { backend_port: 1, ..tunnel(v6) };
-    row("backend's port is another", port.carry(&outer(over_v6), &frame.packet()), Reason::UnknownBackend);
-    row("source is this node", carry(frame.clone().addresses(own(v6), vip(v6))), Reason::LocalSource);
+    row(
+        "backend's port is another",
+        port.carry(&outer(over_v6), &frame.packet()),
+        Reason::UnknownBackend,
+    );
+    row(
+        "source is this node",
+        carry(frame.clone().addresses(own(v6), vip(v6))),
+        Reason::LocalSource,
+    );
     row("marked for who knows no marks", carry(frame.clone()).tos(3), Reason::EcnInconsistent);
-    row("fragment inside", carry(frame.clone().fragment(0, true).payload_length(24)), Reason::Fragment);
+    row(
+        "fragment inside",
+        carry(frame.clone().fragment(0, true).payload_length(24)),
+        Reason::Fragment,
+    );
     row("other protocol inside", carry(frame.clone().icmp(8, 0, [0; 4])), Reason::UnknownFrontend);
     if v6 && proto == UDP {
         row("no checksum inside", carry(frame.clone().no_checksum()), Reason::NoChecksum);
@@ -106,23 +161,48 @@ fn malformed(rows: &mut Vec<Row>, over_v6: bool) {
     let family = if over_v6 { "v6" } else { "v4" };
     for (name, tunnel) in changes {
         let carried = tunnel.carry(&outer(over_v6), &frame.packet());
-        rows.push(Row::dropped(format!("tunnel over {family}: wrong {name}"), &carried, Reason::BadTunnel));
+        rows.push(Row::dropped(
+            format!("tunnel over {family}: wrong {name}"),
+            &carried,
+            Reason::BadTunnel,
+        ));
     }
     let short = outer(over_v6).frame.udp(SOURCE_PORT, TUNNEL_PORT).payload_length(20);
-    rows.push(Row::dropped(format!("tunnel over {family}: no room for the option"), &short, Reason::BadTunnel));
+    rows.push(Row::dropped(
+        format!("tunnel over {family}: no room for the option"),
+        &short,
+        Reason::BadTunnel,
+    ));
     // The packet inside says IPv4, its bytes do not.
     let liar = base.carry(&outer(over_v6), &inner(true, TCP).0.packet());
-    rows.push(Row::dropped(format!("tunnel over {family}: v6 packet called v4"), &liar, Reason::Truncated));
+    rows.push(Row::dropped(
+        format!("tunnel over {family}: v6 packet called v4"),
+        &liar,
+        Reason::Truncated,
+    ));
     let empty = base.carry(&outer(over_v6), &[]);
-    rows.push(Row::dropped(format!("tunnel over {family}: nothing inside"), &empty, Reason::Truncated));
-    let for_others = Outer::new(peer(over_v6), stranger(over_v6), SOURCE_PORT, TUNNEL_PORT).macs(NODE_MAC, GATEWAY_MAC);
-    rows.push(Row::untouched(format!("tunnel over {family}: for another node"), &base.carry(&for_others, &frame.packet())));
+    rows.push(Row::dropped(
+        format!("tunnel over {family}: nothing inside"),
+        &empty,
+        Reason::Truncated,
+    ));
+    let for_others = Outer::new(peer(over_v6), stranger(over_v6), SOURCE_PORT, TUNNEL_PORT)
+        .macs(NODE_MAC, GATEWAY_MAC);
+    rows.push(Row::untouched(
+        format!("tunnel over {family}: for another node"),
+        &base.carry(&for_others, &frame.packet()),
+    ));
     // The own address shares its bit in the filter with a VIP: that must not close the tunnel.
     let (frame, out) = inner(false, TCP);
     let carried = tunnel(false).carry(&outer(over_v6), &frame.packet());
     rows.push(
-        Row::passed(format!("tunnel over {family}: own address shares a VIP's bit"), &carried, &[Reason::Received], &out)
-            .changed(move |rig| rig.mark(own(over_v6).into()).unwrap()),
+        Row::passed(
+            format!("tunnel over {family}: own address shares a VIP's bit"),
+            &carried,
+            &[Reason::Received],
+            &out,
+        )
+        .changed(move |rig| rig.mark(own(over_v6).into()).unwrap()),
     );
 }
 
@@ -133,21 +213,60 @@ fn probes(rows: &mut Vec<Row>, over_v6: bool) {
     let mut boot_id = [0; 16];
     boot_id[..8].copy_from_slice(&BOOT_ID[0].to_le_bytes());
     boot_id[8..].copy_from_slice(&BOOT_ID[1].to_le_bytes());
-    let back = Outer::new(own(over_v6), peer(over_v6), TUNNEL_PORT, SOURCE_PORT).macs(GATEWAY_MAC, NODE_MAC);
-    let answer = |age| Probe { kind: kind::PROBE_ANSWER, boot_id, heartbeat_age: age, layout: 1, ..probe }.frame(&back);
-    rows.push(Row::answered(format!("probe over {family}: no agent yet"), &asked, Reason::ProbeAnswered, &answer(u32::MAX)));
-    rows.push(Row::answered(format!("probe over {family}: tagged"), &asked.clone().vlan(9), Reason::ProbeAnswered, &answer(u32::MAX).vlan(9)));
+    let back = Outer::new(own(over_v6), peer(over_v6), TUNNEL_PORT, SOURCE_PORT)
+        .macs(GATEWAY_MAC, NODE_MAC);
+    let answer = |age| {
+        Probe { kind: kind::PROBE_ANSWER, boot_id, heartbeat_age: age, layout: 1, ..probe }
+            .frame(&back)
+    };
+    rows.push(Row::answered(
+        format!("probe over {family}: no agent yet"),
+        &asked,
+        Reason::ProbeAnswered,
+        &answer(u32::MAX),
+    ));
+    rows.push(Row::answered(
+        format!("probe over {family}: tagged"),
+        &asked.clone().vlan(9),
+        Reason::ProbeAnswered,
+        &answer(u32::MAX).vlan(9),
+    ));
     // Boot time in the far future: the age is 0, never negative.
     rows.push(
-        Row::answered(format!("probe over {family}: heartbeat just now"), &asked, Reason::ProbeAnswered, &answer(0))
-            .changed(|rig| rig.state(lb_common::globals::state::HEARTBEAT, u64::MAX / 2).unwrap()),
+        Row::answered(
+            format!("probe over {family}: heartbeat just now"),
+            &asked,
+            Reason::ProbeAnswered,
+            &answer(0),
+        )
+        .changed(|rig| rig.state(lb_common::globals::state::HEARTBEAT, u64::MAX / 2).unwrap()),
     );
     let foreign = Probe { seed_tag: *b"another!", ..probe }.frame(&outer(over_v6));
-    rows.push(Row::answered(format!("probe over {family}: another seed hears ours"), &foreign, Reason::ProbeAnswered, &answer(u32::MAX)));
+    rows.push(Row::answered(
+        format!("probe over {family}: another seed hears ours"),
+        &foreign,
+        Reason::ProbeAnswered,
+        &answer(u32::MAX),
+    ));
     let newer = Probe { version: 9, ..probe }.frame(&outer(over_v6));
-    rows.push(Row::answered(format!("probe over {family}: another version hears ours"), &newer, Reason::ProbeAnswered, &answer(u32::MAX)));
-    let forged = Outer::new(addr(over_v6, "10.0.0.66", "fd00::66"), own(over_v6), SOURCE_PORT, TUNNEL_PORT);
-    rows.push(Row::dropped(format!("probe over {family}: prober is no member"), &probe.frame(&forged), Reason::NotMember));
+    rows.push(Row::answered(
+        format!("probe over {family}: another version hears ours"),
+        &newer,
+        Reason::ProbeAnswered,
+        &answer(u32::MAX),
+    ));
+    let forged =
+        Outer::new(addr(over_v6, "10.0.0.66", "fd00::66"), own(over_v6), SOURCE_PORT, TUNNEL_PORT);
+    rows.push(Row::dropped(
+        format!("probe over {family}: prober is no member"),
+        &probe.frame(&forged),
+        Reason::NotMember,
+    ));
     let heard = Probe { kind: kind::PROBE_ANSWER, ..probe }.frame(&outer(over_v6));
-    rows.push(Row::passed(format!("probe over {family}: answer to ours"), &heard, &[Reason::ProbeAnswerPassed], &heard));
+    rows.push(Row::passed(
+        format!("probe over {family}: answer to ours"),
+        &heard,
+        &[Reason::ProbeAnswerPassed],
+        &heard,
+    ));
 }

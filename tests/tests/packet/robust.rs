@@ -17,14 +17,26 @@ const SHORTEST: usize = 14;
 fn samples() -> Vec<Vec<u8>> {
     let mut frames = Vec::new();
     for (v6, proto) in kinds() {
-        for port in [LOCAL, REMOTE, REMOTE_OVER_V6, EMPTY, CLOSED, LOCAL_ONLY, STALE, NOWHERE, ALSO_LOCAL, AFFINE] {
+        for port in [
+            LOCAL,
+            REMOTE,
+            REMOTE_OVER_V6,
+            EMPTY,
+            CLOSED,
+            LOCAL_ONLY,
+            STALE,
+            NOWHERE,
+            ALSO_LOCAL,
+            AFFINE,
+        ] {
             frames.push(to_port(v6, proto, port));
         }
         frames.push(to_port(v6, proto, LOCAL).vlan(7));
         frames.push(to_port(v6, proto, REMOTE).tag(0x88a8, 7).vlan(8));
         frames.push(to_port(v6, proto, LOCAL).addresses(client(v6), stranger(v6)));
         for over_v6 in [false, true] {
-            let outer = Outer::new(peer(over_v6), own(over_v6), 0xc123, TUNNEL_PORT).macs(NODE_MAC, GATEWAY_MAC);
+            let outer = Outer::new(peer(over_v6), own(over_v6), 0xc123, TUNNEL_PORT)
+                .macs(NODE_MAC, GATEWAY_MAC);
             let tunnel = Tunnel::new(VNI, SEED_TAG, local_backend(v6), BACKEND_PORT);
             frames.push(tunnel.carry(&outer, &to_port(v6, proto, REMOTE).packet()));
             frames.push(Probe::ask(VNI, SEED_TAG, [9; 8]).frame(&outer));
@@ -37,8 +49,19 @@ fn samples() -> Vec<Vec<u8>> {
     }
     frames.push(to_port(false, TCP, LOCAL).options(&[0x94, 4, 0, 0]));
     frames.push(to_port(true, TCP, REMOTE).extension(0, 1).extension(60, 2));
-    frames.push(Frame::arp(1, (GATEWAY_MAC, "198.51.100.7".parse().unwrap()), ([0; 6], "192.0.2.1".parse().unwrap())).macs([0xff; 6], GATEWAY_MAC));
-    frames.push(Frame::solicitation("2001:db8:c::7".parse().unwrap(), GATEWAY_MAC, "2001:db8::1".parse().unwrap()));
+    frames.push(
+        Frame::arp(
+            1,
+            (GATEWAY_MAC, "198.51.100.7".parse().unwrap()),
+            ([0; 6], "192.0.2.1".parse().unwrap()),
+        )
+        .macs([0xff; 6], GATEWAY_MAC),
+    );
+    frames.push(Frame::solicitation(
+        "2001:db8:c::7".parse().unwrap(),
+        GATEWAY_MAC,
+        "2001:db8::1".parse().unwrap(),
+    ));
     frames.iter().map(Frame::build).collect()
 }
 
@@ -62,7 +85,11 @@ fn answers_cut_at_every_length_leave_as_they_came() {
         for frame in [data, syn_ack] {
             for length in shortest(&frame)..frame.len() {
                 let outcome = rig.egress(&frame[..length]).unwrap();
-                assert_eq!((outcome.action, outcome.reasons), (Action::Next, vec![]), "{length} bytes");
+                assert_eq!(
+                    (outcome.action, outcome.reasons),
+                    (Action::Next, vec![]),
+                    "{length} bytes"
+                );
                 assert_eq!(outcome.frame, frame[..length], "{length} bytes");
             }
         }
@@ -87,12 +114,19 @@ fn model() -> Model {
 fn compare(rig: &mut Rig, model: &Model, frame: &[u8]) {
     let outcome = rig.ingress(frame).unwrap();
     let fate = model.fate(frame);
-    let same = (outcome.action, outcome.reasons.as_slice()) == (fate.action, fate.reasons.as_slice());
+    let same =
+        (outcome.action, outcome.reasons.as_slice()) == (fate.action, fate.reasons.as_slice());
     if !same || (fate.reasons.is_empty() && outcome.frame != frame) {
         let path = lb_tests::rig::dump("model", &[frame, &outcome.frame]).unwrap();
         panic!(
             "model: {:?} {:?}, program: {:?} {:?} ({} bytes; capture {})\n{}",
-            fate.action, fate.reasons, outcome.action, outcome.reasons, frame.len(), path.display(), hex(frame)
+            fate.action,
+            fate.reasons,
+            outcome.action,
+            outcome.reasons,
+            frame.len(),
+            path.display(),
+            hex(frame)
         );
     }
     if outcome.action == Action::Tx || outcome.action == Action::Redirect {
@@ -108,11 +142,15 @@ const BATCH: usize = 256;
 
 #[test]
 fn mutated_frames_meet_the_models_fate() {
-    let number = |name: &str, default| std::env::var(name).map_or(default, |text| text.parse().expect("a number"));
+    let number = |name: &str, default| {
+        std::env::var(name).map_or(default, |text| text.parse().expect("a number"))
+    };
     let (mut rig, model, samples) = (rig(), model(), samples());
     let mut random = Random(number("WEIR_FUZZ_SEED", 1));
     for _ in 0..number("WEIR_FUZZ", MUTATIONS).div_ceil(BATCH as u64) {
-        let frames: Vec<_> = (0..BATCH).map(|_| mutate(&samples[random.below(samples.len())], &mut random)).collect();
+        let frames: Vec<_> = (0..BATCH)
+            .map(|_| mutate(&samples[random.below(samples.len())], &mut random))
+            .collect();
         rig.refusals(0).unwrap();
         rig.clear_arrivals().unwrap();
         if !agree(&mut rig, &model, &frames) {
@@ -188,9 +226,12 @@ fn mutated_answers_are_never_stopped() {
     }
     let mut samples = Vec::new();
     for v6 in [false, true] {
-        samples.push(from_backend(v6).tcp(BACKEND_PORT, CLIENT_PORT, "PA").payload_length(40).build());
+        samples
+            .push(from_backend(v6).tcp(BACKEND_PORT, CLIENT_PORT, "PA").payload_length(40).build());
         samples.push(accept(v6).mss(1460).build());
-        samples.push(from_backend(v6).udp(BACKEND_PORT, CLIENT_PORT).payload_length(40).vlan(7).build());
+        samples.push(
+            from_backend(v6).udp(BACKEND_PORT, CLIENT_PORT).payload_length(40).vlan(7).build(),
+        );
     }
     let mut random = Random(2);
     for _ in 0..MUTATIONS / 4 {

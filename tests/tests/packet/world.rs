@@ -10,8 +10,8 @@ use lb_common::service::flags;
 use lb_tests::model::{VipState, Way, World};
 use lb_tests::packet::{Frame, check, unwrap_tunnel};
 use lb_tests::rig::{
-    Action, FLOW_KEY, GATEWAY_MAC, MTU, NODE_MAC, OTHER_UPLINK, Outcome, PEER, PEER_MAC, PEER_OVER_V6, Rig,
-    SEED_TAG, SLOTS, Service, TUNNEL_PORT, Target, VNI, assert_same, own, peer,
+    Action, FLOW_KEY, GATEWAY_MAC, MTU, NODE_MAC, OTHER_UPLINK, Outcome, PEER, PEER_MAC,
+    PEER_OVER_V6, Rig, SEED_TAG, SLOTS, Service, TUNNEL_PORT, Target, VNI, assert_same, own, peer,
 };
 
 pub const TCP: u8 = 6;
@@ -83,7 +83,11 @@ pub fn to_vip(v6: bool) -> Frame {
 /// With ports: TCP with an ACK of nothing in particular, or UDP.
 pub fn to_port(v6: bool, proto: u8, port: u16) -> Frame {
     let frame = to_vip(v6).payload_length(20);
-    if proto == TCP { frame.tcp(CLIENT_PORT, port, "PA").ack(77) } else { frame.udp(CLIENT_PORT, port) }
+    if proto == TCP {
+        frame.tcp(CLIENT_PORT, port, "PA").ack(77)
+    } else {
+        frame.udp(CLIENT_PORT, port)
+    }
 }
 
 /// A frame of the VIP's for the client, as this node sends it back.
@@ -134,21 +138,25 @@ fn gone(v6: bool) -> IpAddr {
 /// A rig with the services above.
 pub fn rig() -> Rig {
     let mut rig = Rig::new().unwrap();
-    rig.hop(NODE_ELSEWHERE, Hop {
-        ifindex: OTHER_UPLINK,
-        mtu: MTU,
-        destination_mac: PEER_MAC,
-        source_mac: NODE_MAC,
-        source: own(false).into(),
-        destination: peer(false).into(),
-        ..Default::default()
-    })
+    rig.hop(
+        NODE_ELSEWHERE,
+        Hop {
+            ifindex: OTHER_UPLINK,
+            mtu: MTU,
+            destination_mac: PEER_MAC,
+            source_mac: NODE_MAC,
+            source: own(false).into(),
+            destination: peer(false).into(),
+            ..Default::default()
+        },
+    )
     .unwrap();
     for service in services() {
         rig.service(&service).unwrap();
     }
     for v6 in [false, true] {
-        let stale = rig.backend(Target { addr: gone(v6), port: BACKEND_PORT, node: PEER }, TCP).unwrap();
+        let stale =
+            rig.backend(Target { addr: gone(v6), port: BACKEND_PORT, node: PEER }, TCP).unwrap();
         rig.forget_backend(stale).unwrap();
         rig.vip(other_vip(v6), Vip { announced_on: 0, flags: 0 }).unwrap();
     }
@@ -178,7 +186,12 @@ pub fn model_world() -> World {
             .collect(),
         services: services(),
         gone: both.map(gone).to_vec(),
-        ways: [(PEER, way(true, false)), (PEER_OVER_V6, way(true, true)), (NODE_ELSEWHERE, way(false, false))].into(),
+        ways: [
+            (PEER, way(true, false)),
+            (PEER_OVER_V6, way(true, true)),
+            (NODE_ELSEWHERE, way(false, false)),
+        ]
+        .into(),
     }
 }
 
@@ -215,7 +228,16 @@ pub struct Row {
 
 impl Row {
     fn new(name: String, frame: &Frame, action: Action, counts: &[Reason], output: Output) -> Self {
-        Self { name, hook: Hook::Ingress, before: Box::new(|_| {}), alone: false, frame: frame.build(), action, counts: counts.to_vec(), output }
+        Self {
+            name,
+            hook: Hook::Ingress,
+            before: Box::new(|_| {}),
+            alone: false,
+            frame: frame.build(),
+            action,
+            counts: counts.to_vec(),
+            output,
+        }
     }
 
     pub fn dropped(name: impl Into<String>, frame: &Frame, why: Reason) -> Self {
@@ -227,7 +249,12 @@ impl Row {
         Self::new(name.into(), frame, Action::Pass, &[], Output::Same)
     }
 
-    pub fn passed(name: impl Into<String>, frame: &Frame, counts: &[Reason], output: &Frame) -> Self {
+    pub fn passed(
+        name: impl Into<String>,
+        frame: &Frame,
+        counts: &[Reason],
+        output: &Frame,
+    ) -> Self {
         Self::new(name.into(), frame, Action::Pass, counts, Output::Is(output.build()))
     }
 
@@ -236,12 +263,28 @@ impl Row {
         Self::new(name.into(), frame, Action::Tx, &[why], Output::Is(output.build()))
     }
 
-    pub fn tunnelled(name: impl Into<String>, frame: &Frame, action: Action, output: impl Fn(u16) -> Frame + 'static) -> Self {
-        Self::new(name.into(), frame, action, &[Reason::Forwarded], Output::Tunnel(Box::new(output)))
+    pub fn tunnelled(
+        name: impl Into<String>,
+        frame: &Frame,
+        action: Action,
+        output: impl Fn(u16) -> Frame + 'static,
+    ) -> Self {
+        Self::new(
+            name.into(),
+            frame,
+            action,
+            &[Reason::Forwarded],
+            Output::Tunnel(Box::new(output)),
+        )
     }
 
     /// A backend's frame on its way out: changed if it is an answer, never stopped.
-    pub fn leaving(name: impl Into<String>, frame: &Frame, counts: &[Reason], output: Output) -> Self {
+    pub fn leaving(
+        name: impl Into<String>,
+        frame: &Frame,
+        counts: &[Reason],
+        output: Output,
+    ) -> Self {
         Self { hook: Hook::Egress, ..Self::new(name.into(), frame, Action::Next, counts, output) }
     }
 
@@ -268,14 +311,21 @@ impl Row {
     fn verify(&self, outcome: &Outcome) {
         let name = &self.name;
         assert_eq!((outcome.action, &outcome.reasons), (self.action, &self.counts), "{name}");
-        assert_eq!(outcome.reason_bytes as usize, self.counts.len() * self.bytes(outcome), "{name}: bytes counted");
+        assert_eq!(
+            outcome.reason_bytes as usize,
+            self.counts.len() * self.bytes(outcome),
+            "{name}: bytes counted"
+        );
         let want = match &self.output {
             Output::Gone => return,
             Output::Same => self.frame.clone(),
             Output::Is(frame) => frame.clone(),
             Output::Tunnel(frame) => {
                 let Some((port, _)) = unwrap_tunnel(&outcome.frame) else {
-                    panic!("{name}: no tunnel packet: {:?}", lb_tests::packet::describe(&outcome.frame));
+                    panic!(
+                        "{name}: no tunnel packet: {:?}",
+                        lb_tests::packet::describe(&outcome.frame)
+                    );
                 };
                 assert!(port >= 0xc000, "{name}: source port {port} is no dynamic one");
                 frame(port).build()
