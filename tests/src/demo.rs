@@ -53,6 +53,7 @@ pub fn run(options: Options) -> Result<bool> {
         "an event is looked at for {} s at least",
         (window::GRACE + SETTLED).as_secs()
     );
+    cluster::weir()?;
     let out = Out::new(options.json);
     let as_it_was = as_it_was(out)?;
     let with_weir = with_weir(out, options)?;

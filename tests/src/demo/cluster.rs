@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     fs::{self, File},
     net::{IpAddr, SocketAddr},
     path::PathBuf,
@@ -61,6 +62,12 @@ impl Target {
         let family = if self.address.is_ipv4() { "v4" } else { "v6" };
         format!("{} {family}", self.service.name)
     }
+}
+
+/// The binary, as `cargo xtask demo` names it.
+pub fn weir() -> Result<OsString> {
+    std::env::var_os("WEIR_BIN")
+        .context("WEIR_BIN does not name the weir binary: start the demo by cargo xtask demo")
 }
 
 /// Three masters, three workers, a router and a client beyond it.
@@ -182,16 +189,13 @@ impl Cluster {
 
     /// What a supervisor does at boot and after the agent's death.
     pub fn start_agent(&mut self, name: &str) -> Result<()> {
-        let weir = std::env::var_os("WEIR_BIN").context(
-            "WEIR_BIN does not name the weir binary: start the demo by cargo xtask demo",
-        )?;
         let node = self.node(name);
         let log = File::options()
             .create(true)
             .append(true)
             .open(node.dir().join(LOG))
             .context("open the agent's log")?;
-        let mut command = node.command(weir);
+        let mut command = node.command(weir()?);
         command
             .arg("agent")
             .arg("--config")
