@@ -171,6 +171,7 @@ fn agents_killed_and_started_again_are_no_event_for_clients() {
         (nodes.iter().map(|node| pinned(node)).collect::<Vec<_>>(), backends.collect::<Vec<_>>())
     };
     let before = ids(&fleet);
+    nodes.iter().for_each(|node| preflight_knows_its_own(&fleet, node));
     let links = before.0[0].keys().filter(|name| name.starts_with("links/")).count();
     assert!(links >= 1 && before.0[0].len() > links + 10, "{:?}", before.0[0]);
     assert!(before.1.iter().all(|backends| backends.len() == 4), "{:?}", before.1);
@@ -196,6 +197,24 @@ fn agents_killed_and_started_again_are_no_event_for_clients() {
         site.under_load(|| nodes.iter().for_each(|node| fleet.stop_agent(node).unwrap()));
     assert_eq!(failures, []);
     site.all_live(&mut connections);
+}
+
+/// `weir check` where weir serves: the machine may lack this or that, but the lab has what these look at.
+fn preflight_knows_its_own(fleet: &Fleet<'_>, node: &Host) {
+    let config = fleet.config();
+    let config = config.to_str().unwrap();
+    let arguments = ["check", "--config", config, "--node", node.name(), "-o", "json"];
+    let output = fleet.weir(node, &arguments).unwrap();
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let findings = answer["findings"].as_array().unwrap();
+    for check in ["config", "bpffs", "ip_forward", "ip6_forward", "link", "rp_filter", "xdp", "tc"]
+    {
+        let found: Vec<_> = findings.iter().filter(|finding| finding["check"] == check).collect();
+        assert!(
+            !found.is_empty() && found.iter().all(|f| f["level"] == "ok"),
+            "{check}: {found:?}"
+        );
+    }
 }
 
 fn commands_work_without_an_agent(
