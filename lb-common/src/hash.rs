@@ -38,7 +38,7 @@ pub fn fingerprint(key: &[u64; 2], addr: &Addr, port: Port) -> u16 {
 /// Slot of a hash by multiply-shift: no division, and bounded for the verifier.
 #[inline(always)]
 pub const fn slot_of(hash: u64, slots: u32) -> u32 {
-    ((hash & 0xffff_ffff) * slots as u64 >> 32) as u32
+    (((hash & 0xffff_ffff) * slots as u64) >> 32) as u32
 }
 
 #[inline(always)]

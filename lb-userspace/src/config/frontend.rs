@@ -257,7 +257,7 @@ fn read_percent(value: &Value<'_>) -> Option<u8> {
     }
     let text = value.string()?;
     let percent = text.strip_suffix('%').and_then(|number| number.parse().ok());
-    if !percent.is_some_and(|percent: u8| percent <= 100) {
+    if percent.is_none_or(|percent: u8| percent > 100) {
         value.error(format!("`{text}` is not a share; allowed: \"0%\" to \"100%\""));
         return None;
     }

@@ -314,7 +314,7 @@ fn find_maps(pin_dir: &Path) -> Result<PathBuf, OpenError> {
 pub(super) fn require_bpffs(pin_dir: &Path) -> Result<(), OpenError> {
     for path in pin_dir.ancestors() {
         match nix::sys::statfs::statfs(path) {
-            Ok(found) if found.filesystem_type().0 as i64 == BPF_FS_MAGIC => return Ok(()),
+            Ok(found) if found.filesystem_type().0 == BPF_FS_MAGIC => return Ok(()),
             Ok(_) => break,
             Err(nix::Error::ENOENT) => {}
             Err(nix::Error::EACCES) => return Err(OpenError::NotRoot(nix::Error::EACCES.into())),
