@@ -5,6 +5,7 @@
 //! - [`fleet`]: weir on the nodes of a lab
 //! - [`packet`]: frames, built and checked without the product's code
 //! - [`model`]: the fate of every packet, written from the design
+//! - [`pins`]: a BPF file system of a thread's own
 //! - [`rig`]: the loaded BPF object, run on one frame at a time
 //! - [`bench`]: what is measured and the goals it must meet
 //! - [`demo`]: the outage, replayed with and without weir
@@ -15,5 +16,6 @@ pub mod fleet;
 pub mod lab;
 pub mod model;
 pub mod packet;
+pub mod pins;
 pub mod rig;
 pub mod traffic;

@@ -1,8 +1,9 @@
 //! Slot tables: how even, how steady and how quick they are, beside Maglev.
 //!
-//! The algorithm alone: no maps, no plan. Quality is measured at the product's default number of
-//! slots, over seeds with names, so that it can be repeated exactly.
+//! First the algorithm alone, then from a plan to the kernel's maps. Quality is measured at the
+//! product's default number of slots, over seeds with names, so that it can be repeated exactly.
 
+pub mod maps;
 pub mod quality;
 pub mod speed;
 
@@ -22,6 +23,8 @@ const SIZES: [u32; 5] = [2, 10, 30, 100, 200];
 const CHANGED: [(u32, f64); 2] = [(10, 1000.0), (100, 10_000.0)];
 /// Goals for a whole fleet, in seconds: built; one backend taken from each service.
 const FLEET: [f64; 2] = [1.2, 0.5];
+/// Goals for 10,000 services from plan to maps: seconds, and bytes of all maps.
+const FILLED: (f64, f64) = (2.0, 250e6);
 const SEEDS: usize = 20;
 
 /// `weir.bench.tables/v1`. Shares are of 1: 0.006 is 0.6 %.
@@ -34,6 +37,8 @@ pub struct TablesReport {
     pub build: Vec<Build>,
     pub change: Vec<Change>,
     pub fleet: Vec<Fleet>,
+    /// From plan to maps.
+    pub maps: maps::Filled,
     pub goals: Vec<Goal>,
 }
 
@@ -114,7 +119,9 @@ pub fn run(json: bool) -> Result<TablesReport> {
         }
     }
     let fleet = speed::fleet()?;
-    let goals = goals(&quality, &change, &fleet);
+    let maps = maps::measure()?;
+    let mut goals = goals(&quality, &change, &fleet);
+    goals.extend(maps_goals(&maps));
     let report = TablesReport {
         schema: "weir.bench.tables/v1",
         slots: DEFAULT_SLOTS,
@@ -123,12 +130,34 @@ pub fn run(json: bool) -> Result<TablesReport> {
         build,
         change,
         fleet,
+        maps,
         goals,
     };
     if json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         print(&report);
+    }
+    Ok(report)
+}
+
+/// `weir.bench.maps/v1`: the part `maps` of the other report.
+#[derive(Debug, Serialize)]
+pub struct MapsReport {
+    pub schema: &'static str,
+    pub maps: maps::Filled,
+    pub goals: Vec<Goal>,
+}
+
+/// Measures only the way from a plan to the maps.
+pub fn run_maps(json: bool) -> Result<MapsReport> {
+    let maps = maps::measure()?;
+    let report = MapsReport { schema: "weir.bench.maps/v1", goals: maps_goals(&maps), maps };
+    if json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print_maps(&report.maps);
+        print_goals(&report.goals);
     }
     Ok(report)
 }
@@ -181,11 +210,7 @@ fn goals(quality: &[Quality], change: &[Change], fleet: &[Fleet]) -> Vec<Goal> {
                 ours.mean,
             ));
             if n == 30 {
-                goals.push(Goal::at_most(
-                    format!("excess, {what} at {n}"),
-                    0.006,
-                    ours.mean,
-                ));
+                goals.push(Goal::at_most(format!("excess, {what} at {n}"), 0.006, ours.mean));
             }
         }
     }
@@ -194,38 +219,38 @@ fn goals(quality: &[Quality], change: &[Change], fleet: &[Fleet]) -> Vec<Goal> {
         goals.push(Goal::at_most(name, limit, c.p99_us));
     }
     for (f, limit) in fleet.iter().zip(FLEET) {
-        goals.push(Goal::at_most(
-            format!("{}, seconds", f.what),
-            limit,
-            f.seconds,
-        ));
+        goals.push(Goal::at_most(format!("{}, seconds", f.what), limit, f.seconds));
     }
     goals
 }
 
+fn maps_goals(filled: &maps::Filled) -> Vec<Goal> {
+    let (seconds, bytes) = FILLED;
+    let ready = filled.steps.first();
+    let ready =
+        ready.map(|step| Goal::at_most(format!("{}, seconds", step.what), seconds, step.seconds));
+    let memory = Goal::at_most("maps, bytes", bytes, filled.memory.total as f64);
+    let change = |change: &maps::Change| {
+        let limit = CHANGED.iter().find(|(backends, _)| *backends as usize == change.backends)?.1;
+        let (backends, services) = (change.backends, change.services);
+        let name =
+            format!("p99 to maps of a change at {backends}, {services} services, microseconds");
+        Some(Goal::at_most(name, limit, change.p99_us))
+    };
+    ready.into_iter().chain([memory]).chain(filled.changes.iter().filter_map(change)).collect()
+}
+
 fn print(report: &TablesReport) {
-    println!(
-        "Quality at {} slots, {} seeds, mean (worst), %:\n",
-        report.slots,
-        report.seeds.len()
-    );
+    println!("Quality at {} slots, {} seeds, mean (worst), %:\n", report.slots, report.seeds.len());
     println!(
         "{:>8} {:<8}{:>16}{:>16}{:>16}{:>16}",
         "backends", "", "over", "under", "excess -1", "excess +1"
     );
     for q in &report.quality {
         for (name, f) in [("weir", q.weir), ("maglev", q.maglev)] {
-            let cells = [
-                f.over_provision,
-                f.under_provision,
-                f.excess_remove,
-                f.excess_add,
-            ];
+            let cells = [f.over_provision, f.under_provision, f.excess_remove, f.excess_add];
             let cells = cells.map(|s| {
-                format!(
-                    "{:16}",
-                    format!("{:8.3} ({:.3})", 100.0 * s.mean, 100.0 * s.worst)
-                )
+                format!("{:16}", format!("{:8.3} ({:.3})", 100.0 * s.mean, 100.0 * s.worst))
             });
             println!("{:>8} {name:<8}{}", q.backends, cells.concat());
         }
@@ -259,24 +284,59 @@ fn print(report: &TablesReport) {
     }
     println!();
     for f in &report.fleet {
-        print!(
-            "{} services x {} backends, {} threads: ",
-            f.services, f.backends, f.threads
-        );
+        print!("{} services x {} backends, {} threads: ", f.services, f.backends, f.threads);
+        println!("{}: {:.3} s ({:.3} s cpu)", f.what, f.seconds, f.cpu_seconds);
+    }
+    print_maps(&report.maps);
+    print_goals(&report.goals);
+}
+
+fn print_goals(goals: &[Goal]) {
+    println!("\nGoals:\n");
+    for g in goals {
+        let met = if g.met { "met" } else { "MISSED" };
+        println!("{met:<6} {:<62} {:>16.6} (at most {:.6})", g.name, g.measured, g.at_most);
+    }
+}
+
+fn print_maps(filled: &maps::Filled) {
+    println!("\nPlan to maps, seconds:\n");
+    for s in &filled.steps {
         println!(
-            "{}: {:.3} s ({:.3} s cpu)",
-            f.what, f.seconds, f.cpu_seconds
+            "{:<48} {:>8.3} ({:.3} plan, {:.3} cpu)",
+            s.what, s.seconds, s.plan_seconds, s.cpu_seconds
         );
     }
-    println!("\nGoals:\n");
-    for g in &report.goals {
+    println!("\nOne backend down or up, plan to maps, microseconds:\n");
+    println!(
+        "{:>8} {:>8}{:>10}{:>10}{:>10}{:>10}{:>13}{:>13}",
+        "services", "backends", "min", "median", "p99", "p99 cpu", "median plan", "p99 maps"
+    );
+    for c in &filled.changes {
         println!(
-            "{:<6} {:<44} {:>12.6} (at most {:.6})",
-            if g.met { "met" } else { "MISSED" },
-            g.name,
-            g.measured,
-            g.at_most
+            "{:>8} {:>8}{:>10.0}{:>10.0}{:>10.0}{:>10.0}{:>13.0}{:>13.0}",
+            c.services,
+            c.backends,
+            c.min_us,
+            c.median_us,
+            c.p99_us,
+            c.p99_cpu_us,
+            c.plan_median_us,
+            c.maps_p99_us
         );
+    }
+    println!("\nMaps, bytes:\n");
+    let memory = &filled.memory;
+    for (name, bytes) in &memory.maps {
+        println!("{name:<24}{bytes:>14}");
+    }
+    for (name, bytes) in [
+        ("all", memory.total),
+        ("of it current tables", memory.current_tables),
+        ("of it flows", memory.flows),
+        ("history reserve (none)", memory.history_reserve),
+    ] {
+        println!("{name:<24}{bytes:>14}");
     }
 }
 

@@ -26,11 +26,7 @@ pub fn measure(backends: u32, seeds: &[String]) -> Result<Quality> {
         let joiner = more[backends as usize];
 
         let mut table = Table::build(&pool, DEFAULT_SLOTS, &seed);
-        let owners = [
-            owners(&table),
-            follow(&mut table, &fewer),
-            follow(&mut table, &more),
-        ];
+        let owners = [owners(&table), follow(&mut table, &fewer), follow(&mut table, &more)];
         weir.push(Sample::new(&pool, &owners, leaver, joiner));
         let owners = [
             maglev_owners(&pool, seed)?,
@@ -39,11 +35,7 @@ pub fn measure(backends: u32, seeds: &[String]) -> Result<Quality> {
         ];
         maglev.push(Sample::new(&pool, &owners, leaver, joiner));
     }
-    Ok(Quality {
-        backends,
-        weir: figures(&weir),
-        maglev: figures(&maglev),
-    })
+    Ok(Quality { backends, weir: figures(&weir), maglev: figures(&maglev) })
 }
 
 /// One seed's figures, in the order of `Figures`.
@@ -60,10 +52,8 @@ impl Sample {
         let share = base.len() as f64 / pool.len() as f64;
         let load = |load: Option<&u32>| load.map_or(0.0, |&load| f64::from(load) / share);
         let excess = |other: &[Backend], changed: Backend| {
-            let moved = base
-                .iter()
-                .zip(other)
-                .filter(|&(a, b)| a != b && *a != changed && *b != changed);
+            let moved =
+                base.iter().zip(other).filter(|&(a, b)| a != b && *a != changed && *b != changed);
             moved.count() as f64 / base.len() as f64
         };
         Self([

@@ -28,12 +28,7 @@ pub fn build(backends: u32, weighted: bool) -> Result<Build> {
         times.add(|| Table::build(&pool, DEFAULT_SLOTS, &seed("build")))?;
     }
     let [min_us, median_us] = [0, 50].map(|percent| percentile(&mut times.wall, percent));
-    Ok(Build {
-        backends,
-        weighted,
-        min_us,
-        median_us,
-    })
+    Ok(Build { backends, weighted, min_us, median_us })
 }
 
 /// One backend out and in again, each in turn.
@@ -51,20 +46,12 @@ pub fn change(backends: u32, weighted: bool) -> Result<Change> {
     }
     let [median_us, p99_us] = [50, 99].map(|percent| percentile(&mut times.wall, percent));
     let p99_cpu_us = percentile(&mut times.cpu, 99);
-    Ok(Change {
-        backends,
-        weighted,
-        median_us,
-        p99_us,
-        p99_cpu_us,
-    })
+    Ok(Change { backends, weighted, median_us, p99_us, p99_cpu_us })
 }
 
 /// All services at once: first built, then each loses one backend, as when a node dies.
 pub fn fleet() -> Result<Vec<Fleet>> {
-    let full: Vec<_> = (0..SERVICES)
-        .map(|service| pool(service, BACKENDS, false))
-        .collect();
+    let full: Vec<_> = (0..SERVICES).map(|service| pool(service, BACKENDS, false)).collect();
     let mut fewer = full.clone();
     for (service, pool) in fewer.iter_mut().enumerate() {
         pool.remove(service % pool.len());
@@ -78,28 +65,22 @@ pub fn fleet() -> Result<Vec<Fleet>> {
     })?;
     times.add(|| follow_all(&mut tables, &fewer, &mut arena))?;
     let whats = ["all services built", "a backend taken from each service"];
-    let rows = whats
-        .into_iter()
-        .zip(times.wall)
-        .zip(times.cpu)
-        .map(|((what, wall), cpu)| Fleet {
-            what,
-            services: SERVICES,
-            backends: BACKENDS,
-            threads: THREADS,
-            seconds: wall.as_secs_f64(),
-            cpu_seconds: cpu.as_secs_f64(),
-        });
+    let rows = whats.into_iter().zip(times.wall).zip(times.cpu).map(|((what, wall), cpu)| Fleet {
+        what,
+        services: SERVICES,
+        backends: BACKENDS,
+        threads: THREADS,
+        seconds: wall.as_secs_f64(),
+        cpu_seconds: cpu.as_secs_f64(),
+    });
     Ok(rows.collect())
 }
 
 fn follow_all(tables: &mut [Table], pools: &[Vec<Backend>], arena: &mut [u32]) {
     let slots = usize::from(DEFAULT_SLOTS);
     let each = tables.len().div_ceil(THREADS);
-    let shares = tables
-        .chunks_mut(each)
-        .zip(pools.chunks(each))
-        .zip(arena.chunks_mut(each * slots));
+    let shares =
+        tables.chunks_mut(each).zip(pools.chunks(each)).zip(arena.chunks_mut(each * slots));
     thread::scope(|scope| {
         for ((tables, pools), arena) in shares {
             scope.spawn(move || {
@@ -121,14 +102,14 @@ fn follow(table: &mut Table, pool: &[Backend], out: &mut [u32]) {
 }
 
 #[derive(Default)]
-struct Times {
-    wall: Vec<Duration>,
+pub(super) struct Times {
+    pub(super) wall: Vec<Duration>,
     /// Of all threads.
-    cpu: Vec<Duration>,
+    pub(super) cpu: Vec<Duration>,
 }
 
 impl Times {
-    fn add<T>(&mut self, work: impl FnOnce() -> T) -> Result<T> {
+    pub(super) fn add<T>(&mut self, work: impl FnOnce() -> T) -> Result<T> {
         let cpu =
             || clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).context("read the processor time");
         let (wall_start, cpu_start) = (Instant::now(), cpu()?);
@@ -141,7 +122,7 @@ impl Times {
 }
 
 /// In microseconds; 0 % is the least.
-fn percentile(times: &mut [Duration], percent: usize) -> f64 {
+pub(super) fn percentile(times: &mut [Duration], percent: usize) -> f64 {
     times.sort_unstable();
     times[times.len() * percent / 100].as_secs_f64() * 1e6
 }
