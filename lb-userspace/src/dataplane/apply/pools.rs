@@ -257,7 +257,8 @@ impl<S: Store> Work<'_, S> {
         former: Option<&HeldFrontend>,
         record: Record,
     ) -> Result<HeldFrontend, ApplyError> {
-        if self.held.records.free() == 0 || self.held.frontend_numbers.free() == 0 {
+        let no_number = former.is_none() && self.held.frontend_numbers.free() == 0;
+        if self.held.records.free() == 0 || no_number {
             self.reclaim();
         }
         let number = match former {
