@@ -22,7 +22,7 @@ use crate::{
     membership::{Alive, PeerStatus},
     model::{Intent, Problem, Target, Verdicts},
     netlink::Interfaces,
-    plan::{self, Desired, Inputs},
+    plan::{self, Askers, Desired, Inputs},
     report::status::Attachment,
     sources::file::SourceStatus,
 };
@@ -85,15 +85,42 @@ pub struct Outlets {
     pub announced: watch::Sender<Arc<BTreeMap<IpAddr, announce::Uplink>>>,
 }
 
+/// What a plan is made of beside verdicts.
+type Parts = (Arc<Intent>, Arc<Alive>, Arc<BTreeMap<String, Hop>>, Arc<Interfaces>);
+
+/// What the last plan was made of.
+struct Basis {
+    parts: Parts,
+    /// The nodes that counted as living.
+    names: BTreeSet<String>,
+    askers: Askers,
+    /// The last verdict that it knew, and how many targets had been forgotten.
+    turn: u64,
+    removals: u64,
+}
+
+impl Basis {
+    /// Whether the verdicts since then are all that is new.
+    fn follows(&self, now: &Parts, verdicts: &Verdicts) -> bool {
+        let same = Arc::ptr_eq(&self.parts.0, &now.0)
+            && Arc::ptr_eq(&self.parts.1, &now.1)
+            && Arc::ptr_eq(&self.parts.2, &now.2)
+            && Arc::ptr_eq(&self.parts.3, &now.3);
+        same && self.removals == verdicts.removals()
+    }
+}
+
 pub struct State {
     data_plane: DataPlane<Maps>,
     loaded: Loaded,
     outlets: Outlets,
     pub(super) about: About,
-    /// As applied last; none before and after a failure.
-    applied: Option<(Desired, Surroundings)>,
-    /// Of the last plan.
+    /// The last plan.
     pub(super) desired: Desired,
+    /// What it was made of.
+    basis: Option<Basis>,
+    /// With what it was applied; none before and after a failure.
+    applied: Option<Surroundings>,
     /// What the data plane could not hold, or why nothing could be applied.
     pub(super) unapplied: Vec<Problem>,
     /// By device and program: where it sits, and the interface's index then.
@@ -115,6 +142,7 @@ impl State {
             loaded,
             outlets,
             about,
+            basis: None,
             applied: None,
             desired: Desired::default(),
             unapplied: Vec::new(),
@@ -137,8 +165,15 @@ impl State {
         let hops = inlets.hops.borrow_and_update().clone();
         let interfaces = inlets.interfaces.borrow_and_update().clone();
         inlets.source.mark_unchanged();
+        let parts = (intent.clone(), alive.clone(), hops.clone(), interfaces.clone());
+        if let Some(basis) = self.basis.take().filter(|it| it.follows(&parts, &verdicts))
+            && let Some(around) = self.applied.take_if(|_| self.unapplied.is_empty())
+        {
+            return self.follow(basis, &verdicts, around);
+        }
+        let askers = plan::askers(&intent);
         tell(&self.outlets.nodes, addresses(&intent));
-        tell(&self.outlets.targets, Arc::new(plan::targets(&intent)));
+        tell(&self.outlets.targets, Arc::new(askers.keys().cloned().collect()));
 
         // An agent that starts knows nobody: it takes nothing from anyone until it does.
         let names = match alive.ready {
@@ -155,25 +190,43 @@ impl State {
             mtu: smallest_mtu(&intent, &interfaces),
         };
         let scope = match &self.applied {
-            Some((former, same)) if self.unapplied.is_empty() => {
-                Scope::between(former, &desired, *same != around)
+            Some(same) if self.unapplied.is_empty() => {
+                Scope::between(&self.desired, &desired, *same != around)
             }
             // What went without may find room now.
             _ => Scope::All,
         };
+        self.desired = desired;
+        let (turn, removals) = (verdicts.turn(), verdicts.removals());
+        self.basis = Some(Basis { parts, names, askers, turn, removals });
+        let applied = self.apply(around, &scope);
+        if applied {
+            tell(&self.outlets.announced, Arc::new(announced));
+        }
+        applied
+    }
+
+    /// A turn for which nothing changed but verdicts: costs what changed, not what there is.
+    fn follow(&mut self, mut basis: Basis, verdicts: &Verdicts, around: Surroundings) -> bool {
+        let inputs = Inputs { intent: &basis.parts.0, verdicts, alive: &basis.names };
+        let changed = verdicts.since(basis.turn);
+        let frontends = plan::follow(&mut self.desired, &inputs, &basis.askers, changed);
+        basis.turn = verdicts.turn();
+        self.basis = Some(basis);
+        self.apply(around, &Scope::Part { around: false, frontends, backends: BTreeSet::new() })
+    }
+
+    fn apply(&mut self, around: Surroundings, scope: &Scope) -> bool {
         let start = Instant::now();
-        let result =
-            tokio::task::block_in_place(|| self.data_plane.apply(&desired, &around, &scope));
-        self.desired.clone_from(&desired);
-        match result {
+        let apply = || self.data_plane.apply(&self.desired, &around, scope);
+        match tokio::task::block_in_place(apply) {
             Ok(problems) => {
-                tracing::debug!(elapsed = ?start.elapsed(), all = scope == Scope::All, "applied");
+                tracing::debug!(elapsed = ?start.elapsed(), all = *scope == Scope::All, "applied");
                 for problem in problems.iter().filter(|problem| !self.unapplied.contains(problem)) {
                     tracing::error!(object = problem.object, "{}", problem.message);
                 }
                 self.unapplied = problems;
-                self.applied = Some((desired, around));
-                tell(&self.outlets.announced, Arc::new(announced));
+                self.applied = Some(around);
                 true
             }
             Err(error) => {

@@ -92,9 +92,11 @@ pub struct DesiredNode {
 /// An object that cannot be served as asked becomes a [`Problem`] and costs only itself: of two that
 /// claim the same frontend the first by name has it.
 pub fn desired(inputs: &Inputs<'_>) -> Desired {
-    let nodes = inputs.intent.nodes.values().map(|node| {
-        (node.name.clone(), DesiredNode { addresses: node.addresses.clone() })
-    });
+    let nodes = inputs
+        .intent
+        .nodes
+        .values()
+        .map(|node| (node.name.clone(), DesiredNode { addresses: node.addresses.clone() }));
     let mut plan = Desired { nodes: nodes.collect(), ..Desired::default() };
     for object in inputs.intent.frontends.values() {
         add_object(&mut plan, inputs, object);
@@ -104,17 +106,57 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
     plan
 }
 
-/// Everything that health must probe, each target once.
-pub fn targets(intent: &Intent) -> BTreeSet<Target> {
-    let mut targets = BTreeSet::new();
-    for object in intent.frontends.values() {
+/// Follows verdicts that came since a plan was made of the same intent and the same living nodes: equal
+/// to a new plan, for what of it may differ. Returns the frontends whose owners changed.
+///
+/// `changed` holds the targets with a new verdict; `askers` are those of the intent.
+pub fn follow<'a>(
+    plan: &mut Desired,
+    inputs: &Inputs<'_>,
+    askers: &Askers,
+    changed: impl Iterator<Item = &'a Target>,
+) -> BTreeSet<FrontendKey> {
+    let objects: BTreeSet<&String> =
+        changed.filter_map(|target| askers.get(target)).flatten().collect();
+    let objects = objects.into_iter().filter_map(|name| inputs.intent.frontends.get(name));
+    let mut moved = BTreeSet::new();
+    for object in objects {
         for (address, port) in frontends_of(object) {
-            for member in intent.members(object, address, port) {
-                targets.extend(target(object, port, member.endpoint));
+            let key = FrontendKey { address, port: port.port, protocol: port.protocol };
+            let Some(frontend) = plan.frontends.get_mut(&key) else { continue };
+            if frontend.object != object.name {
+                continue;
+            }
+            let owners = owners(&plan.backends, inputs, object, address, port);
+            if frontend.owners != owners {
+                frontend.owners = owners;
+                moved.insert(key);
             }
         }
     }
-    targets
+    moved
+}
+
+/// Everything that health must probe, each target once, and the objects that ask it, by name.
+pub type Askers = BTreeMap<Target, BTreeSet<String>>;
+
+pub fn askers(intent: &Intent) -> Askers {
+    let mut askers = Askers::new();
+    for object in intent.frontends.values() {
+        for (address, port) in frontends_of(object) {
+            for member in intent.members(object, address, port) {
+                if let Some(target) = target(object, port, member.endpoint) {
+                    askers.entry(target).or_default().insert(object.name.clone());
+                }
+            }
+        }
+    }
+    askers
+}
+
+/// Everything that health must probe, each target once.
+pub fn targets(intent: &Intent) -> BTreeSet<Target> {
+    askers(intent).into_keys().collect()
 }
 
 fn frontends_of(object: &FrontendObject) -> impl Iterator<Item = (IpAddr, &FrontendPort)> {
@@ -152,27 +194,28 @@ fn add_object(plan: &mut Desired, inputs: &Inputs<'_>, object: &FrontendObject) 
             continue;
         }
         if let Some(owner) = host_of(inputs.intent, address) {
-            problem(format!("{address} is Node/{}'s own address; choose one no host owns", owner.name));
+            problem(format!(
+                "{address} is Node/{}'s own address; choose one no host owns",
+                owner.name
+            ));
             continue;
         }
-        let mut owners = BTreeMap::new();
+        let mut weighted = 0;
         for member in inputs.intent.members(object, address, port) {
-            if let Err(message) = add_backend(&mut plan.backends, inputs, &member, port.protocol) {
-                problem(message);
-                continue;
-            }
-            if may_own(inputs, object, port, &member) {
-                owners.insert(member.endpoint, member.weight);
+            match add_backend(&mut plan.backends, inputs, &member, port.protocol) {
+                Ok(()) => weighted += usize::from(member.weight > 0),
+                Err(message) => problem(message),
             }
         }
+        // Of all, served or not: problems must not come and go with health.
         let most = max_owners(slots);
-        if owners.len() > most {
+        if weighted > most {
             problem(format!(
-                "{} backends serve {shown}, but of {slots} slots at most {most} of them get any: \
-                 raise spec.slots of a new frontend, or defaultSlots before it is made",
-                owners.len()
+                "{weighted} backends serve {shown}, but of {slots} slots at most {most} of them get \
+                 any: raise spec.slots of a new frontend, or defaultSlots before it is made"
             ));
         }
+        let owners = owners(&plan.backends, inputs, object, address, port);
         let object_name = object.name.clone();
         plan.frontends.insert(key, DesiredFrontend { object: object_name, slots, owners, flags });
         add_vip(&mut plan.vips, inputs, address, object.echo);
@@ -188,6 +231,23 @@ fn host_of(intent: &Intent, address: IpAddr) -> Option<&Node> {
     intent.nodes.values().find(|node| node.addresses.contains(&address))
 }
 
+/// The members of a frontend's pool that may own slots, of those that are backends of the plan.
+fn owners(
+    backends: &BTreeMap<SocketAddr, DesiredBackend>,
+    inputs: &Inputs<'_>,
+    object: &FrontendObject,
+    address: IpAddr,
+    port: &FrontendPort,
+) -> BTreeMap<SocketAddr, u16> {
+    let members = inputs.intent.members(object, address, port).into_iter();
+    let planned =
+        |it: &Member<'_>| backends.get(&it.endpoint).is_some_and(|found| found.node == it.node);
+    members
+        .filter(|member| planned(member) && may_own(inputs, object, port, member))
+        .map(|member| (member.endpoint, member.weight))
+        .collect()
+}
+
 /// Whether new flows may go to a member: its node lives and no probe says that it is down.
 fn may_own(
     inputs: &Inputs<'_>,
@@ -196,8 +256,8 @@ fn may_own(
     member: &Member<'_>,
 ) -> bool {
     let down = || {
-        let verdict = target(object, port, member.endpoint)
-            .and_then(|target| inputs.verdicts.get(&target));
+        let verdict =
+            target(object, port, member.endpoint).and_then(|target| inputs.verdicts.get(&target));
         verdict.is_some_and(|health| !health.serves())
     };
     member.weight > 0 && is_alive(inputs, member.node) && !down()
@@ -234,12 +294,7 @@ fn add_backend(
 }
 
 /// Of living nodes, preferably those that have an address of the VIP's family.
-fn add_vip(
-    vips: &mut BTreeMap<IpAddr, DesiredVip>,
-    inputs: &Inputs<'_>,
-    vip: IpAddr,
-    echo: bool,
-) {
+fn add_vip(vips: &mut BTreeMap<IpAddr, DesiredVip>, inputs: &Inputs<'_>, vip: IpAddr, echo: bool) {
     if let Some(known) = vips.get_mut(&vip) {
         known.echo |= echo;
         return;

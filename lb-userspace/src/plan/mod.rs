@@ -6,5 +6,6 @@ pub mod elect;
 pub mod owners;
 
 pub use desired::{
-    Desired, DesiredBackend, DesiredFrontend, DesiredNode, DesiredVip, Inputs, desired, targets,
+    Askers, Desired, DesiredBackend, DesiredFrontend, DesiredNode, DesiredVip, Inputs, askers,
+    desired, follow, targets,
 };

@@ -206,6 +206,24 @@ proptest! {
     }
 
     #[test]
+    fn following_verdicts_equals_a_new_plan(turns in prop::collection::vec((0usize..64, 0usize..3), 1..20)) {
+        let (intent, alive) = (intent(), all());
+        let (askers, mut verdicts) = (askers(&intent), Verdicts::new());
+        let mut followed = plan(&intent, &verdicts, &alive);
+        for (target, health) in turns {
+            let (target, turn) = (askers.keys().nth(target % askers.len()).unwrap(), verdicts.turn());
+            let health = [Health::Unknown, Health::Up, Health::Down("x".into())][health].clone();
+            verdicts.insert(target.clone(), health);
+            let inputs = Inputs { intent: &intent, verdicts: &verdicts, alive: &alive };
+            let before = followed.frontends.clone();
+            let moved = follow(&mut followed, &inputs, &askers, verdicts.since(turn));
+            prop_assert_eq!(&followed, &plan(&intent, &verdicts, &alive));
+            let differ = before.iter().filter(|(key, former)| followed.frontends[key] != **former);
+            prop_assert_eq!(moved, differ.map(|(key, _)| *key).collect());
+        }
+    }
+
+    #[test]
     fn order_of_addresses_ports_and_members_does_not_matter(turns in 0usize..4) {
         let good = intent();
         let mut turned = good.clone();

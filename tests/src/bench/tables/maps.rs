@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -30,9 +30,9 @@ use weir::{
     },
     model::{
         AgentSettings, Check, CheckKind, Delivery, FrontendObject, FrontendPort, Health, Intent,
-        Limits, Node, Pool, PoolMember, Protocol, Target,
+        Limits, Node, Pool, PoolMember, Protocol, Target, Verdicts,
     },
-    plan::{self, Desired, Inputs, owners},
+    plan::{self, Askers, Desired, Inputs, owners},
 };
 
 use super::speed::{Times, percentile};
@@ -129,7 +129,7 @@ pub fn measure() -> Result<Filled> {
         for (site, splits) in [&mut large, &mut small].into_iter().zip(&mut splits) {
             for (wide, split) in [false, true].into_iter().zip(splits) {
                 site.flip(n, wide)?;
-                site.step(split)?;
+                site.follow(split)?;
             }
         }
     }
@@ -178,7 +178,10 @@ struct Site {
     services: usize,
     intent: Intent,
     alive: BTreeSet<String>,
-    verdicts: weir::model::Verdicts,
+    verdicts: Verdicts,
+    askers: Askers,
+    /// The last verdict that the plan knows.
+    known: u64,
     around: Surroundings,
     applied: Desired,
     data_plane: DataPlane<maps::Maps>,
@@ -209,6 +212,8 @@ impl Site {
                 .map(|target| (target, Health::Up))
                 .collect(),
             around: Surroundings { hops: hops.collect(), mtu: 1500, ..Surroundings::default() },
+            askers: plan::askers(&intent),
+            known: 0,
             applied: Desired::default(),
             data_plane,
             _loaded: loaded,
@@ -216,26 +221,44 @@ impl Site {
         })
     }
 
-    /// One turn of the agent: from what it knows to all maps written.
+    /// One turn of the agent after anything may have changed: from what it knows to all maps written.
     fn step(&mut self, split: &mut Split) -> Result<()> {
+        self.turn(split, |site| {
+            let desired = plan::desired(&site.inputs());
+            let scope = Scope::between(&site.applied, &desired, false);
+            site.applied = desired;
+            scope
+        })
+    }
+
+    /// One turn of the agent after verdicts changed, and nothing else.
+    fn follow(&mut self, split: &mut Split) -> Result<()> {
+        self.turn(split, |site| {
+            let mut plan = std::mem::take(&mut site.applied);
+            let changed = site.verdicts.since(site.known);
+            let frontends = plan::follow(&mut plan, &site.inputs(), &site.askers, changed);
+            site.applied = plan;
+            Scope::Part { around: false, frontends, backends: BTreeSet::new() }
+        })
+    }
+
+    fn turn(&mut self, split: &mut Split, plan: impl FnOnce(&mut Self) -> Scope) -> Result<()> {
         let mut planned = Duration::ZERO;
         let problems = split.whole.add(|| {
-            let start = std::time::Instant::now();
-            let inputs =
-                Inputs { intent: &self.intent, verdicts: &self.verdicts, alive: &self.alive };
-            let desired = plan::desired(&inputs);
-            let scope = Scope::between(&self.applied, &desired, false);
+            let start = Instant::now();
+            let scope = plan(self);
             planned = start.elapsed();
-            let problems = self.data_plane.apply(&desired, &self.around, &scope);
-            self.applied = desired;
-            problems
+            self.data_plane.apply(&self.applied, &self.around, &scope)
         })??;
+        self.known = self.verdicts.turn();
         split.plan.push(planned);
-        ensure!(
-            problems.is_empty() && self.applied.problems.is_empty(),
-            "not all is served: {problems:?}"
-        );
+        let planned = &self.applied.problems;
+        ensure!(problems.is_empty() && planned.is_empty(), "not all is served: {problems:?}");
         Ok(())
+    }
+
+    fn inputs(&self) -> Inputs<'_> {
+        Inputs { intent: &self.intent, verdicts: &self.verdicts, alive: &self.alive }
     }
 
     fn great_step(&mut self, what: &'static str) -> Result<Step> {
