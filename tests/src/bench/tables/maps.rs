@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use lb_common::{
-    abi::map,
+    abi::{capacity, map},
     backend::BackendId,
     frontend::Endpoint,
     hop::Hop,
@@ -377,7 +377,8 @@ fn targets(object: &FrontendObject) -> impl Iterator<Item = Target> {
 
 const BACKEND_PORT: u16 = 8080;
 
-/// What the sources of a site say: its services, each with a VIP and backends of its own.
+/// What the sources of a site say: its services, each with a VIP and backends of its own. Limits are
+/// the product's own, but where the site needs more.
 fn intent(services: usize, pin_dir: PathBuf) -> Intent {
     let nodes = (0..NODES).map(|n| {
         let addresses = vec![Ipv4Addr::from_bits(0xc0a8_0001 + n as u32).into()];
@@ -390,15 +391,17 @@ fn intent(services: usize, pin_dir: PathBuf) -> Intent {
         .map(|(n, (name, backends))| (name.clone(), frontend(name, n, backends)));
     let all = services + WIDE;
     let tables = all + all.div_ceil(SPARE);
+    let backends = services * BACKENDS + WIDE * WIDE_BACKENDS + 1;
+    let owner_blocks = tables as u32 * blocks(DEFAULT_SLOTS.into()) + 1;
     let limits = Limits {
-        frontends: all as u32,
-        owner_blocks: tables as u32 * blocks(DEFAULT_SLOTS.into()) + 1,
-        backends: (services * BACKENDS + WIDE * WIDE_BACKENDS + 1) as u32,
-        nodes: NODES as u32 + 1,
-        vips: all as u32,
-        opening: lb_common::abi::capacity::OPENING,
-        established: lb_common::abi::capacity::ESTABLISHED,
-        datagrams: lb_common::abi::capacity::DATAGRAMS,
+        frontends: capacity::FRONTENDS.max(all as u32),
+        owner_blocks: capacity::OWNER_BLOCKS.max(owner_blocks),
+        backends: capacity::BACKENDS.max(backends as u32),
+        nodes: capacity::NODES,
+        vips: capacity::VIPS.max(all as u32),
+        opening: capacity::OPENING,
+        established: capacity::ESTABLISHED,
+        datagrams: capacity::DATAGRAMS,
     };
     Intent { agent: agent(pin_dir, limits), nodes: nodes.collect(), frontends: frontends.collect() }
 }
