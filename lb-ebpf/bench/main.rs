@@ -65,7 +65,7 @@ fn restore(start: usize, end: usize, template: *mut Template) {
     random ^= random >> 7;
     random ^= random << 17;
     template.random = random;
-    let flow = ((random >> 32) * template.flows as u64 >> 32) as u32;
+    let flow = (((random >> 32) * template.flows as u64) >> 32) as u32;
     let (address, port) = client(flow);
     put(start, end, template.address_at, address.to_be());
     put(start, end, template.port_at, port.to_be());
@@ -197,13 +197,13 @@ fn remembered(service: u32, flow: &Flow) -> Result<BackendId, Reason> {
     let ports = (flow.client_port.wire() as u32) << 16 | flow.vip_port.wire() as u32;
     let key = FlowKey { client: flow.client, vip: flow.vip, ports, proto: flow.proto as u32 };
     // SAFETY: copied out at once.
-    if let Some(known) = unsafe { FLOWS.get(&key) } {
+    if let Some(known) = unsafe { FLOWS.get(key) } {
         return Ok(*known);
     }
     let record = maps::record(service).ok_or(Reason::RefusedNoBackend)?;
     let hash = flow_hash(&setting::flow_key(), flow);
     let id = maps::owner(record.owners, slot_of(hash, record.slots));
-    let _ = FLOWS.insert(&key, &id, 0);
+    let _ = FLOWS.insert(key, id, 0);
     Ok(id)
 }
 

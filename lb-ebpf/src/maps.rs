@@ -134,7 +134,7 @@ fn opaque(addr: &Addr) -> Addr {
 pub fn frontend(key: &Endpoint) -> Option<Frontend> {
     let key = Endpoint { addr: opaque(&key.addr), ..*key };
     // SAFETY: copied out at once.
-    unsafe { FRONTENDS.get(&key) }.copied()
+    unsafe { FRONTENDS.get(key) }.copied()
 }
 
 #[inline(always)]
@@ -172,7 +172,7 @@ pub fn backend(id: BackendId) -> Option<&'static Backend> {
 pub fn local_backend(key: &Endpoint) -> Option<BackendId> {
     let key = Endpoint { addr: opaque(&key.addr), ..*key };
     // SAFETY: copied out at once.
-    unsafe { LOCAL_BACKENDS.get(&key) }.copied()
+    unsafe { LOCAL_BACKENDS.get(key) }.copied()
 }
 
 #[inline(always)]
@@ -183,7 +183,7 @@ pub fn hop(node: u32) -> Option<&'static Hop> {
 #[inline(always)]
 pub fn vip(addr: &Addr) -> Option<Vip> {
     // SAFETY: copied out at once.
-    unsafe { VIPS.get(&opaque(addr)) }.copied()
+    unsafe { VIPS.get(opaque(addr)) }.copied()
 }
 
 /// False proves that the address is no VIP: one array look-up, which all traffic that is not ours
@@ -203,7 +203,7 @@ pub fn uplink(ifindex: u32) -> Option<&'static Uplink> {
 #[inline(always)]
 pub fn is_member(addr: &Addr) -> bool {
     // SAFETY: only its presence is looked at.
-    unsafe { MEMBERS.get(&opaque(addr)) }.is_some()
+    unsafe { MEMBERS.get(opaque(addr)) }.is_some()
 }
 
 #[inline(always)]

@@ -96,7 +96,7 @@ fn compile(
 }
 
 fn cargo(source: &Path, work: &Path, toolchain: &Toolchain, linker: &Path, verb: &str) -> Command {
-    let mut command = toolchain.cargo();
+    let mut command = if verb == "clippy" { toolchain.clippy() } else { toolchain.cargo() };
     command
         .arg(verb)
         .args(["--release", "--locked", "-Zbuild-std=core", "--target=bpfel-unknown-none"])

@@ -53,7 +53,19 @@ impl Toolchain {
 
     /// A command of this tool-chain's cargo that no other tool-chain's variables lead astray.
     pub fn cargo(&self) -> Command {
-        let mut command = Command::new(&self.cargo);
+        self.command(&self.cargo)
+    }
+
+    /// Its clippy, by its path: cargo would take the `cargo-clippy` of rustup, which comes first in
+    /// most search paths.
+    pub fn clippy(&self) -> Command {
+        let mut command = self.command(&self.cargo.with_file_name("cargo-clippy"));
+        command.env("CARGO", &self.cargo);
+        command
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
         clear_rust_variables(&mut command);
         command.env("RUSTC", &self.rustc);
         if self.needs_bootstrap {
