@@ -281,7 +281,7 @@ impl Site {
         let object = self.intent.frontends.get(&name).context("no such service")?;
         let count = targets(object).count();
         let target = targets(object).nth(n / 2 % count).context("a service without backends")?;
-        let health = if n % 2 == 0 { Health::Down("bench".into()) } else { Health::Up };
+        let health = if n.is_multiple_of(2) { Health::Down("bench".into()) } else { Health::Up };
         self.verdicts.insert(target, health);
         Ok(())
     }
