@@ -8,18 +8,20 @@ use crate::{
 /// SipHash-1-3 of the five-tuple under the shared seed; the low 32 bits choose the slot, the high
 /// ones the tunnel's source port.
 ///
-/// An IPv4 flow is two words, an IPv6 flow five: the mapped prefix carries nothing.
+/// The message is the bytes of the wire: client, VIP, both ports, protocol. Addresses are 4 or 16
+/// bytes, so ports and protocol always share the last compression with the length.
 #[inline(always)]
 pub fn flow_hash(key: &[u64; 2], flow: &Flow) -> u64 {
-    let ports = (flow.client_port.wire() as u64) << 48
-        | (flow.vip_port.wire() as u64) << 32
-        | flow.proto as u64;
+    let rest = flow.client_port.wire() as u64
+        | (flow.vip_port.wire() as u64) << 16
+        | (flow.proto as u64) << 32;
     let state = Sip13::new(key[0], key[1]);
-    if flow.vip.is_v4() {
-        let addresses = (flow.client.v4_word() as u64) << 32 | flow.vip.v4_word() as u64;
-        return state.word(addresses).word(ports).finish();
-    }
-    feed(feed(state, &flow.client), &flow.vip).word(ports).finish()
+    let state = if flow.vip.is_v4() {
+        state.word(flow.client.v4_word() as u64 | (flow.vip.v4_word() as u64) << 32)
+    } else {
+        feed(feed(state, &flow.client), &flow.vip)
+    };
+    state.finish_with(rest, 5)
 }
 
 /// The hash for client affinity: of the client's address alone.
@@ -69,6 +71,19 @@ mod tests {
         assert_eq!(slot_of(0, 4093), 0);
         assert_eq!(slot_of(u64::MAX, 4093), 4092);
         assert_eq!(slot_of(u64::MAX, 1), 0);
+    }
+
+    #[test]
+    fn the_message_is_the_bytes_of_the_wire() {
+        let ports = [0x9c, 0x40, 0x01, 0xbb, 6];
+        let v4 = [&[192, 0, 2, 1, 198, 51, 100, 1][..], &ports].concat();
+        assert_eq!(
+            flow_hash(&[1, 2], &flow("192.0.2.1", "198.51.100.1")),
+            crate::siphash::hash([1, 2], &v4)
+        );
+        let v6 = flow("2001:db8::1", "2001:db8::2");
+        let message = [&v6.client.octets()[..], &v6.vip.octets(), &ports].concat();
+        assert_eq!(flow_hash(&[1, 2], &v6), crate::siphash::hash([1, 2], &message));
     }
 
     #[test]

@@ -161,19 +161,19 @@ fn classic(frame: &mut Frame) -> Result<Fate, Reason> {
     let link = Link::read(&view)?;
     let destination = match link.ethertype {
         ethertype::IPV4 => Addr::from_v4_word(view.at::<Ipv4>(link.l3)?.destination),
-        ethertype::IPV6 => view.at::<Ipv6>(link.l3)?.destination,
+        ethertype::IPV6 => view.at::<Ipv6>(link.l3)?.destination.into(),
         _ => return Ok(Fate::NOT_OURS),
     };
     if !maps::may_be_vip(&destination) {
         return Ok(Fate::NOT_OURS);
     }
-    let (ifindex, length) = (frame.ifindex(), frame.total_len());
+    let (ifindex, whole) = (frame.ifindex(), frame.whole());
     let view = frame.view();
     let macs = Macs::read(&view)?;
     if maps::uplink(ifindex).is_none_or(|uplink| macs.destination != Mac::new(uplink.mac)) {
         return Ok(Fate::NOT_OURS);
     }
-    let ip = Ip::read(&view, link.l3, link.ethertype, length)?;
+    let ip = Ip::read(&view, link.l3, link.ethertype, || whole.len())?;
     let (client_port, vip_port) = ip.ports(&view)?;
     let flow =
         Flow { client: ip.source, vip: ip.destination, client_port, vip_port, proto: ip.proto };

@@ -34,7 +34,7 @@ pub fn answer(frame: &mut Frame, link: &Link, ip: &Ip, vip: &Vip) -> Outcome {
     // Swapped addresses leave every sum as it is.
     if ip.v6 {
         let header = view.at_mut::<Ipv6>(ip.l3)?;
-        (header.source, header.destination) = (ip.destination, ip.source);
+        (header.source, header.destination) = (ip.destination.into(), ip.source.into());
         header.hop_limit = TTL;
     } else {
         let header = view.at_mut::<Ipv4>(ip.l3)?;

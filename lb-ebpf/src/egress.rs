@@ -44,7 +44,7 @@ pub fn egress(skb: &mut Skb) -> Option<Reason> {
     if link.ethertype != ethertype::IPV4 && link.ethertype != ethertype::IPV6 {
         return None;
     }
-    let ip = Ip::read(&view, link.l3, link.ethertype, length).ok()?;
+    let ip = Ip::read(&view, link.l3, link.ethertype, || length).ok()?;
     if ip.fragment || (ip.proto != proto::TCP && ip.proto != proto::UDP) {
         return None;
     }

@@ -75,7 +75,7 @@ fn sight_v4(view: &View<'_>, l3: usize) -> Sight {
     };
     let destination = Addr::from_v4_word(ip.destination);
     // Before the filter, in which the own address may share its bit with a VIP.
-    if destination == setting::own_v4() {
+    if ip.destination == setting::own_v4().v4_word() {
         let plain_udp = ip.proto == proto::UDP
             && ip.version_ihl == PLAIN_V4
             && ip.fragment & FRAGMENT_MASK == 0;
@@ -95,7 +95,7 @@ fn sight_v6(view: &View<'_>, l3: usize) -> Sight {
     let Ok(ip) = view.at::<Ipv6>(l3) else {
         return Sight::NotOurs;
     };
-    let destination = ip.destination;
+    let destination = Addr::from(ip.destination);
     // Before the filter, as in `sight_v4`.
     if destination == setting::own_v6() {
         if ip.next_header == proto::UDP && is_tunnel_port(view, l3 + size_of::<Ipv6>()) {
@@ -122,7 +122,7 @@ fn is_tunnel_port(view: &View<'_>, l4: usize) -> bool {
 fn to_vip(frame: &mut Frame, link: &Link) -> Fate {
     // The switch may flood frames for other hosts, which forward them themselves.
     let ifindex = frame.ifindex();
-    let length = frame.total_len();
+    let whole = frame.whole();
     let view = frame.view();
     let is_ours = maps::uplink(ifindex).is_some_and(|uplink| {
         Macs::read(&view).is_ok_and(|macs| macs.destination == Mac::new(uplink.mac))
@@ -130,7 +130,7 @@ fn to_vip(frame: &mut Frame, link: &Link) -> Fate {
     if !is_ours {
         return Fate::NOT_OURS;
     }
-    match Ip::read(&view, link.l3, link.ethertype, length) {
+    match Ip::read(&view, link.l3, link.ethertype, || whole.len()) {
         Ok(ip) if ip.fragment => drop_if_vip(&ip.destination, Reason::Fragment),
         Ok(ip) if ip.proto == proto::TCP || ip.proto == proto::UDP => match ip.ports(&view) {
             Ok((client_port, vip_port)) => {
@@ -156,7 +156,7 @@ fn to_vip(frame: &mut Frame, link: &Link) -> Fate {
 #[inline(always)]
 fn destination(view: &View<'_>, link: &Link) -> Option<Addr> {
     if link.ethertype == ethertype::IPV6 {
-        return Some(view.at::<Ipv6>(link.l3).ok()?.destination);
+        return Some(view.at::<Ipv6>(link.l3).ok()?.destination.into());
     }
     Some(Addr::from_v4_word(view.at::<Ipv4>(link.l3).ok()?.destination))
 }

@@ -119,8 +119,13 @@ impl Frame {
     /// Bytes of the whole frame, all buffers.
     #[inline(always)]
     pub fn total_len(&self) -> usize {
-        // SAFETY: the context is the one that the kernel passed.
-        unsafe { bpf_xdp_get_buff_len(self.ctx) as usize }
+        self.whole().len()
+    }
+
+    /// The whole frame, of which only the length is of interest beside a view.
+    #[inline(always)]
+    pub fn whole(&self) -> Whole {
+        Whole(self.ctx)
     }
 
     /// Adds `bytes` in front; negative: removes. [`Reason::NoRoom`] where the driver has none.
@@ -141,6 +146,19 @@ impl Frame {
             0 => Ok(()),
             _ => Err(Reason::NoRoom),
         }
+    }
+}
+
+/// All buffers of a frame, whose length costs a helper call.
+#[derive(Clone, Copy)]
+pub struct Whole(*mut xdp_md);
+
+impl Whole {
+    #[inline(always)]
+    #[expect(clippy::len_without_is_empty, reason = "no frame is empty")]
+    pub fn len(self) -> usize {
+        // SAFETY: the context is the one that the kernel passed.
+        unsafe { bpf_xdp_get_buff_len(self.0) as usize }
     }
 }
 

@@ -45,7 +45,7 @@ pub fn ipv6(source: &Addr, destination: &Addr, proto: u8, length: u16, tos: u8) 
         payload_length: length.to_be(),
         next_header: proto,
         hop_limit: TTL,
-        source: *source,
-        destination: *destination,
+        source: (*source).into(),
+        destination: (*destination).into(),
     }
 }

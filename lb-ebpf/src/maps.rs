@@ -109,12 +109,18 @@ pub mod setting {
 
     settings!(
         flow_key: [u64; 2],
-        seed_tag: [u8; 8],
         own_v4: Addr,
         own_v6: Addr,
         tunnel_port: Port,
         vni: u32,
     );
+
+    /// Eight bytes as one word, as the tunnel's header holds them.
+    #[inline(always)]
+    pub fn seed_tag() -> u64 {
+        // SAFETY: as above; the field is at a multiple of eight.
+        unsafe { core::ptr::read_volatile((&raw const SETTINGS.seed_tag).cast()) }
+    }
 }
 
 /// The same address, of which the compiler knows nothing. A key is a copy made with this: what is

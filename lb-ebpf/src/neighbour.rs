@@ -104,7 +104,7 @@ fn try_solicitation(frame: &mut Frame, link: &Link) -> Outcome {
         && ip.hop_limit == ON_LINK
         && request.icmp.kind == v6::SOLICITATION
         && request.icmp.code == 0;
-    let (asker, target) = (ip.source, request.target);
+    let (asker, target) = (Addr::from(ip.source), Addr::from(request.target));
     if !asks {
         return Ok(Verdict::NotOurs);
     }
@@ -149,7 +149,7 @@ fn advertise(
     let at = link.l3 + size_of::<Ipv6>();
     *view.at_mut::<Neighbour>(at)? = Neighbour {
         icmp: Icmp { kind: v6::ADVERTISEMENT, code: 0, checksum: !checksum::fold(sum), rest },
-        target: *target,
+        target: (*target).into(),
     };
     *view.at_mut::<LinkLayer>(at + size_of::<Neighbour>())? =
         LinkLayer { kind: v6::TARGET_LINK_LAYER, length: 1, mac: mac.into() };

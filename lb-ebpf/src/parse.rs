@@ -127,21 +127,22 @@ pub struct Ip {
 }
 
 impl Ip {
-    /// Reads the header at `l3`, options and extension headers included. `frame_length` is that of
-    /// the whole frame, against which the packet's own length is checked.
+    /// Reads the header at `l3`, options and extension headers included. The packet's own length is
+    /// checked against the linear part and, where it goes on behind that, against `whole`.
     #[inline(always)]
     pub fn read(
         view: &View<'_>,
         l3: usize,
         ethertype: u16,
-        frame_length: usize,
+        whole: impl FnOnce() -> usize,
     ) -> Result<Self, Reason> {
         let ip = if ethertype == ethertype::IPV6 {
             Self::read_v6(view, l3)?
         } else {
             Self::read_v4(view, l3)?
         };
-        if l3 + ip.length > frame_length || ip.l4 > l3 + ip.length {
+        let end = l3 + ip.length;
+        if ip.l4 > end || end > view.len() && end > whole() {
             return Err(Reason::Truncated);
         }
         Ok(ip)
@@ -175,8 +176,8 @@ impl Ip {
             return Err(Reason::Truncated);
         }
         let mut ip = Self {
-            source: header.source,
-            destination: header.destination,
+            source: header.source.into(),
+            destination: header.destination.into(),
             proto: header.next_header,
             ttl: header.hop_limit,
             tos: header.traffic_class(),

@@ -30,7 +30,7 @@ pub fn answer(frame: &mut Frame, link: &Link, headers: usize) -> Outcome {
     let udp_length = (size_of::<Udp>() + size_of::<ProbeHeader>()) as u16;
     if link.ethertype == ethertype::IPV6 {
         let ip = view.at_mut::<Ipv6>(link.l3)?;
-        let (us, them) = (ip.destination, ip.source);
+        let (us, them) = (Addr::from(ip.destination), Addr::from(ip.source));
         *ip = headers::ipv6(&us, &them, proto::UDP, udp_length, 0);
     } else {
         let ip = view.at_mut::<Ipv4>(link.l3)?;
@@ -49,7 +49,7 @@ pub fn answer(frame: &mut Frame, link: &Link, headers: usize) -> Outcome {
     message.option.kind = kind::PROBE_ANSWER;
     let probe = &mut message.probe;
     probe.version = TUNNEL_VERSION;
-    probe.seed_tag = setting::seed_tag();
+    probe.seed_tag = setting::seed_tag().to_le_bytes();
     let (first, second) = (maps::state(state::BOOT_ID), maps::state(state::BOOT_ID_2));
     probe.boot_id =
         [first as u32, (first >> 32) as u32, second as u32, (second >> 32) as u32];

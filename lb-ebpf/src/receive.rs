@@ -43,7 +43,7 @@ pub struct Place {
 struct Meant {
     addr: Addr,
     port: Port,
-    seed_tag: [u8; 8],
+    seed_tag: u64,
     /// EtherType of the packet inside.
     inner: u16,
 }
@@ -59,7 +59,7 @@ fn try_tunnelled(frame: &mut Frame, link: &Link) -> Outcome {
     let view = frame.view();
     let (sender, tos, headers) = if link.ethertype == ethertype::IPV6 {
         let ip = view.at::<Ipv6>(link.l3)?;
-        (ip.source, ip.traffic_class(), size_of::<Ipv6>() + size_of::<Udp>())
+        (Addr::from(ip.source), ip.traffic_class(), size_of::<Ipv6>() + size_of::<Udp>())
     } else {
         let ip = view.at::<Ipv4>(link.l3)?;
         (Addr::from_v4_word(ip.source), ip.tos, size_of::<Ipv4>() + size_of::<Udp>())
@@ -103,10 +103,10 @@ fn unpack(frame: &mut Frame, outer: &Link, meant: &Meant, outer_tos: u8) -> Outc
     let macs = Macs::read(&frame.view())?;
     frame.grow_head(-(overhead as i32))?;
     let link = Link { ethertype: inner, ..*outer };
-    let length = frame.total_len();
+    let whole = frame.whole();
     let mut view = frame.view();
     link.write(&mut view, macs)?;
-    let ip = Ip::read(&view, link.l3, inner, length)?;
+    let ip = Ip::read(&view, link.l3, inner, || whole.len())?;
     if ip.fragment {
         return Err(Reason::Fragment);
     }

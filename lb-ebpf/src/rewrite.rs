@@ -24,7 +24,7 @@ pub fn destination(
 ) -> Result<(), Reason> {
     let delta = Delta::new().replace16(flow.vip_port.wire(), port.wire());
     let delta = if ip.v6 {
-        view.at_mut::<Ipv6>(ip.l3)?.destination = addr;
+        view.at_mut::<Ipv6>(ip.l3)?.destination = addr.into();
         delta.replace_addr(&flow.vip, &addr)
     } else {
         let (old, new) = (flow.vip.v4_word(), addr.v4_word());

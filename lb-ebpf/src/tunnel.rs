@@ -138,7 +138,7 @@ fn header(backend: &Backend, inner: u16) -> DataHeader {
             flags: 0,
             reserved: 0,
             seed_tag: setting::seed_tag(),
-            backend: backend.addr,
+            backend: backend.addr.into(),
             backend_port: backend.port.wire(),
             visited: [0; VISITED],
         },

@@ -3,7 +3,7 @@
 //! The receiver takes its packets from the frame by XDP, so no stack sees the outer UDP checksum:
 //! it is 0 over IPv4 and IPv6 alike (RFC 6935, RFC 6936), and any value is accepted.
 
-use super::{Be16, Be32, header};
+use super::{Be16, Be32, header, ipv6::WireAddr};
 use crate::net::{Addr, Port};
 
 header!(
@@ -35,8 +35,9 @@ header!(
     /// [`data_flags`].
     flags: u8,
     reserved: u16,
-    seed_tag: [u8; 8],
-    backend: Addr,
+    /// Eight bytes, as memory holds them.
+    seed_tag: u64,
+    backend: WireAddr,
     backend_port: Be16,
     /// Fingerprints of backends visited, 0 for an empty place.
     visited: [u16; VISITED],
@@ -121,7 +122,7 @@ pub const fn vni_word(vni: u32) -> Be32 {
 impl Data {
     #[inline(always)]
     pub const fn backend_addr(&self) -> Addr {
-        self.backend
+        Addr::from_halves([self.backend.first, self.backend.last])
     }
 
     #[inline(always)]

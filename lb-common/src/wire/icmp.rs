@@ -1,7 +1,6 @@
 //! ICMP (RFC 792), ICMPv6 (RFC 4443), neighbour discovery (RFC 4861).
 
-use super::{Be16, eth::WireMac, header};
-use crate::net::Addr;
+use super::{Be16, eth::WireMac, header, ipv6::WireAddr};
 
 header!(
     /// The eight bytes that all messages start with; `rest` depends on the type.
@@ -16,7 +15,7 @@ header!(
     /// Neighbour solicitation and advertisement without options (RFC 4861 4.3, 4.4).
     Neighbour, 24 {
     icmp: Icmp,
-    target: Addr,
+    target: WireAddr,
 });
 
 header!(

@@ -3,6 +3,28 @@
 use super::{Be16, header};
 use crate::net::Addr;
 
+header!(
+    /// An [`Addr`] on the wire, as two words: copied by them and not by sixteen bytes.
+    WireAddr, 16 {
+    first: u64,
+    last: u64,
+});
+
+impl From<Addr> for WireAddr {
+    #[inline(always)]
+    fn from(addr: Addr) -> Self {
+        let [first, last] = addr.halves();
+        Self { first, last }
+    }
+}
+
+impl From<WireAddr> for Addr {
+    #[inline(always)]
+    fn from(addr: WireAddr) -> Self {
+        Self::from_halves([addr.first, addr.last])
+    }
+}
+
 header!(Ipv6, 40 {
     /// 6, and the upper half of the traffic class.
     version_class: u8,
@@ -12,8 +34,8 @@ header!(Ipv6, 40 {
     payload_length: Be16,
     next_header: u8,
     hop_limit: u8,
-    source: Addr,
-    destination: Addr,
+    source: WireAddr,
+    destination: WireAddr,
 });
 
 impl Ipv6 {
