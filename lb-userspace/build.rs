@@ -23,11 +23,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         fs::create_dir_all(&dir)?;
         println!("cargo::rerun-if-changed={}", dir.display());
         let file = dir.join("weir.o");
-        if file.is_file() {
-            fs::read(file)?
-        } else {
-            Vec::new()
-        }
+        if file.is_file() { fs::read(file)? } else { Vec::new() }
     };
     Ok(fs::write(out_dir.join("weir.o"), object)?)
 }

@@ -34,9 +34,26 @@ pub mod map {
 
     /// All of them; what the agent pins and checks.
     pub const ALL: [&str; 20] = [
-        FRONTENDS, FRONTEND_OF, SERVICES, RECORDS, OWNERS, BACKENDS, LOCAL_BACKENDS, HOPS, VIPS,
-        VIP_FILTER, UPLINKS, MEMBERS, OPENING, ESTABLISHED, DATAGRAMS, STATE, SERVICE_COUNTERS,
-        BACKEND_COUNTERS, REASON_COUNTERS, REFUSALS,
+        FRONTENDS,
+        FRONTEND_OF,
+        SERVICES,
+        RECORDS,
+        OWNERS,
+        BACKENDS,
+        LOCAL_BACKENDS,
+        HOPS,
+        VIPS,
+        VIP_FILTER,
+        UPLINKS,
+        MEMBERS,
+        OPENING,
+        ESTABLISHED,
+        DATAGRAMS,
+        STATE,
+        SERVICE_COUNTERS,
+        BACKEND_COUNTERS,
+        REASON_COUNTERS,
+        REFUSALS,
     ];
 }
 

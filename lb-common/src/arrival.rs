@@ -106,7 +106,8 @@ mod tests {
         let after = Tick::from_nanos(1 << 52);
         assert_eq!(after, Tick(0));
         assert_eq!(after.since(before), 1 << 28);
-        let arrival = Arrival { seen: Arrival::pack(flags::CLIENT_FIN, before), ..Default::default() };
+        let arrival =
+            Arrival { seen: Arrival::pack(flags::CLIENT_FIN, before), ..Default::default() };
         assert_eq!((arrival.flags(), arrival.last_seen()), (flags::CLIENT_FIN, before));
     }
 }

@@ -44,8 +44,7 @@ impl Delta {
 
     #[inline(always)]
     const fn replace64(self, old: u64, new: u64) -> Self {
-        self.replace32(old as u32, new as u32)
-            .replace32((old >> 32) as u32, (new >> 32) as u32)
+        self.replace32(old as u32, new as u32).replace32((old >> 32) as u32, (new >> 32) as u32)
     }
 
     /// The new value of a checksum field (RFC 1624 eqn. 3).

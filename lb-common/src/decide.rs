@@ -50,12 +50,7 @@ impl Segment {
 /// The arrival that a client's segment makes in `OPENING`.
 #[inline(always)]
 pub const fn opening(service: u32, segment: &Segment, now: Tick) -> Arrival {
-    Arrival {
-        service,
-        client_seq: segment.seq,
-        backend_seq: 0,
-        seen: Arrival::pack(0, now),
-    }
+    Arrival { service, client_seq: segment.seq, backend_seq: 0, seen: Arrival::pack(0, now) }
 }
 
 /// Whether this client's segment shows that the client heard the backend: then the opening is
@@ -185,20 +180,16 @@ mod tests {
         assert!(!clashes(&active, 7, NOW), "same service");
         let later = Tick(NOW.0 + (CLASH_IDLE >> 28) as u32 + 1);
         assert!(!clashes(&active, 8, later), "idle");
-        let closed = Arrival {
-            seen: Arrival::pack(flags::CLIENT_FIN | flags::BACKEND_FIN, NOW),
-            ..active
-        };
+        let closed =
+            Arrival { seen: Arrival::pack(flags::CLIENT_FIN | flags::BACKEND_FIN, NOW), ..active };
         assert!(!clashes(&closed, 8, NOW), "closed");
     }
 
     #[test]
     fn a_later_segment_undoes_the_reset() {
         let active = Arrival { service: 7, seen: Arrival::pack(0, NOW), ..Default::default() };
-        let reset = Arrival {
-            seen: seen_from_backend(&active, &segment(tcp::RST, 0, 0), NOW),
-            ..active
-        };
+        let reset =
+            Arrival { seen: seen_from_backend(&active, &segment(tcp::RST, 0, 0), NOW), ..active };
         assert!(ages_fast(reset.flags()));
         let spoken = seen_from_backend(&reset, &segment(tcp::ACK, 0, 0), NOW);
         assert!(!ages_fast(spoken & 0xff));

@@ -24,11 +24,7 @@ fn pool(count: u32) -> Vec<Backend> {
 
 fn backend(n: u32, weight: u16) -> Backend {
     let addr = Addr::from(Ipv4Addr::from_bits(0x0a00_0001 + n));
-    Backend {
-        addr,
-        port: Port::new(8080),
-        weight: NonZeroU16::new(weight).unwrap(),
-    }
+    Backend { addr, port: Port::new(8080), weight: NonZeroU16::new(weight).unwrap() }
 }
 
 fn owners(table: &Table) -> Vec<Option<Backend>> {
@@ -49,11 +45,7 @@ fn by_sorting(chosen: &[Backend], slots: u16, seed: &Seed) -> Vec<Option<Backend
         .iter()
         .map(|b| {
             let share = u64::from(slots) * u64::from(b.weight.get());
-            let round_up = if share % total == 0 {
-                share / total
-            } else {
-                share / total + 1
-            };
+            let round_up = if share % total == 0 { share / total } else { share / total + 1 };
             round_up.max(share * (100 + bound) / 100 / total)
         })
         .collect();
@@ -150,9 +142,8 @@ proptest! {
 #[test]
 fn default_slots_with_many_backends_equal_the_sorted_pairs() {
     for (count, weight) in [(3, 1), (10, 1), (100, 1), (204, 1), (30, 7)] {
-        let pool: Vec<_> = (0..count)
-            .map(|n| backend(n, 1 + (weight - 1) * (n % 5) as u16))
-            .collect();
+        let pool: Vec<_> =
+            (0..count).map(|n| backend(n, 1 + (weight - 1) * (n % 5) as u16)).collect();
         let table = Table::build(&pool, table::DEFAULT_SLOTS, &SEED);
         assert!(
             owners(&table) == by_sorting(&pool, table::DEFAULT_SLOTS, &SEED),
@@ -202,37 +193,20 @@ fn pools_beyond_the_limit_leave_the_worst_ranked_out_and_moves_stay_few() {
     let table = Table::build(&pool(25), slots, &SEED);
     assert_eq!((table.backends().len(), table.left_out()), (10, 15));
     // A backend that owned nothing leaves: nothing changes but the count.
-    let unused = pool(25)
-        .into_iter()
-        .find(|b| !table.backends().contains(b))
-        .unwrap();
+    let unused = pool(25).into_iter().find(|b| !table.backends().contains(b)).unwrap();
     let fewer: Vec<_> = pool(25).into_iter().filter(|b| *b != unused).collect();
     let mut less = table.clone();
     less.update(&fewer);
     assert_eq!((less.left_out(), owners(&less)), (14, owners(&table)));
     // An owner leaves: exactly one other takes its place.
     let gone = table.backends()[3];
-    less.update(
-        &fewer
-            .iter()
-            .copied()
-            .filter(|b| *b != gone)
-            .collect::<Vec<_>>(),
-    );
-    assert_eq!(
-        less.backends()
-            .iter()
-            .filter(|b| !table.backends().contains(b))
-            .count(),
-        1
-    );
+    less.update(&fewer.iter().copied().filter(|b| *b != gone).collect::<Vec<_>>());
+    assert_eq!(less.backends().iter().filter(|b| !table.backends().contains(b)).count(), 1);
 }
 
 #[test]
 fn heavy_backends_are_preferred_when_the_pool_is_too_large() {
-    let pool: Vec<_> = (0..100)
-        .map(|n| backend(n, if n % 2 == 0 { 1000 } else { 1 }))
-        .collect();
+    let pool: Vec<_> = (0..100).map(|n| backend(n, if n % 2 == 0 { 1000 } else { 1 })).collect();
     let table = Table::build(&pool, 20 * MIN_SHARE, &SEED);
     assert_eq!(table.left_out(), 80);
     assert!(table.backends().iter().all(|b| b.weight.get() == 1000));
@@ -241,26 +215,18 @@ fn heavy_backends_are_preferred_when_the_pool_is_too_large() {
 #[test]
 fn of_one_address_and_port_the_greatest_weight_counts() {
     let twice = [backend(1, 3), backend(1, 9), backend(2, 9)];
-    assert_eq!(
-        Table::build(&twice, 500, &SEED),
-        Table::build(&twice[1..], 500, &SEED)
-    );
+    assert_eq!(Table::build(&twice, 500, &SEED), Table::build(&twice[1..], 500, &SEED));
     assert_eq!(digest(&twice, 500, &SEED), digest(&twice[1..], 500, &SEED));
 }
 
 #[test]
 fn weights_share_the_slots_in_proportion() {
     let weights = [1, 2, 4, 8, 16, 32, 64];
-    let pool: Vec<_> = (0..)
-        .zip(weights)
-        .map(|(n, weight)| backend(n, weight))
-        .collect();
+    let pool: Vec<_> = (0..).zip(weights).map(|(n, weight)| backend(n, weight)).collect();
     // First choices alone, before capacities: the best score of a slot, over many slots.
     let mut wins = [0.0; 7];
     for slot in 0..MAX_SLOTS as u16 {
-        let best = (0..7)
-            .max_by_key(|&i| score(&SEED, &pool[i], slot))
-            .unwrap();
+        let best = (0..7).max_by_key(|&i| score(&SEED, &pool[i], slot)).unwrap();
         wins[best] += 1.0;
     }
     for (wins, weight) in wins.iter().zip(weights) {
@@ -293,12 +259,9 @@ fn ranks_name_the_owner_first_and_the_preferred_after_the_heir() {
 
 #[test]
 fn ranks_foresee_who_owns_a_slot_when_its_owner_leaves() {
-    for (count, second, any) in [
-        (3, 0.92, 1.0),
-        (10, 0.97, 0.99),
-        (100, 0.92, 0.97),
-        (200, 0.93, 0.95),
-    ] {
+    for (count, second, any) in
+        [(3, 0.92, 1.0), (10, 0.97, 0.99), (100, 0.92, 0.97), (200, 0.93, 0.95)]
+    {
         let full = Table::build(&pool(count), table::DEFAULT_SLOTS, &SEED);
         let ranks: Vec<_> = full.ranks().collect();
         let (mut total, mut hits, mut found) = (0.0, 0.0, 0.0);
@@ -310,10 +273,8 @@ fn ranks_foresee_who_owns_a_slot_when_its_owner_leaves() {
                     .filter(|b| *b != full.backends()[gone])
                     .collect::<Vec<_>>(),
             );
-            for (ranks, owner) in ranks
-                .iter()
-                .zip(owners(&fewer))
-                .filter(|(ranks, _)| ranks[0] == Some(gone as u16))
+            for (ranks, owner) in
+                ranks.iter().zip(owners(&fewer)).filter(|(ranks, _)| ranks[0] == Some(gone as u16))
             {
                 let ranked = ranks.map(|rank| rank.map(|i| full.backends()[usize::from(i)]));
                 total += 1.0;
@@ -358,18 +319,9 @@ fn tables_equal_the_golden_ones() {
         addr: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, n).into(),
         ..backend(0, weight)
     };
-    let mixed: Vec<_> = (0..12)
-        .map(|n| {
-            if n % 2 == 0 {
-                v6(n, 1 + n)
-            } else {
-                backend(n.into(), 1 + n)
-            }
-        })
-        .collect();
-    let heavy: Vec<_> = (0..5)
-        .map(|n| backend(n, [1, 3, 1000, 65_535, 7][n as usize]))
-        .collect();
+    let mixed: Vec<_> =
+        (0..12).map(|n| if n % 2 == 0 { v6(n, 1 + n) } else { backend(n.into(), 1 + n) }).collect();
+    let heavy: Vec<_> = (0..5).map(|n| backend(n, [1, 3, 1000, 65_535, 7][n as usize])).collect();
     let mut got = Vec::new();
     for seed in &seeds {
         for (name, pool, slots) in [
@@ -407,9 +359,7 @@ fn tables_equal_the_golden_ones() {
     let table = Table::build(&pool(10), 200, &SEED);
     got.push(format!(
         "first of 200 slots: {:?}",
-        (0..40)
-            .map(|slot| table.owner(slot).unwrap())
-            .collect::<Vec<_>>()
+        (0..40).map(|slot| table.owner(slot).unwrap()).collect::<Vec<_>>()
     ));
     assert_eq!(got.join("\n"), include_str!("table_golden.txt").trim_end());
 }

@@ -118,12 +118,7 @@ fn accept(key: &ArrivalKey, segment: &Segment, now: Tick) -> Result<Arrival, Rea
 
 /// Writes the frontend's address and port as the source.
 #[inline(always)]
-fn put_back(
-    skb: &mut Skb,
-    ip: &Ip,
-    source: &Endpoint,
-    frontend: &Endpoint,
-) -> Result<(), Reason> {
+fn put_back(skb: &mut Skb, ip: &Ip, source: &Endpoint, frontend: &Endpoint) -> Result<(), Reason> {
     let udp = ip.proto == proto::UDP;
     let checksum = ip.l4 + if udp { UDP_CHECKSUM } else { TCP_CHECKSUM };
     if !udp {

@@ -12,8 +12,8 @@ use aya_ebpf::{
     EbpfContext,
     bindings::{__sk_buff, xdp_md},
     helpers::generated::{
-        bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
-        bpf_xdp_get_buff_len,
+        bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_pull_data,
+        bpf_skb_store_bytes, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
     },
     programs::{TcContext, XdpContext},
 };
@@ -238,9 +238,8 @@ impl Skb {
     #[inline(always)]
     pub fn ip_checksum(&mut self, offset: usize, old: u32, new: u32) -> Result<(), Reason> {
         // SAFETY: the context is the one that the kernel passed; the helper checks the offset.
-        let result = unsafe {
-            bpf_l3_csum_replace(self.skb, offset as u32, old.into(), new.into(), 4)
-        };
+        let result =
+            unsafe { bpf_l3_csum_replace(self.skb, offset as u32, old.into(), new.into(), 4) };
         if result == 0 { Ok(()) } else { Err(Reason::Truncated) }
     }
 

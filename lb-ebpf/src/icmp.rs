@@ -49,11 +49,7 @@ fn try_too_big(frame: &mut Frame, link: &Link, ip: &Ip, mtu: u32) -> Outcome {
     let message = if ip.v6 {
         Message { kind: v6::PACKET_TOO_BIG, code: 0, rest: [0, 0, high, low] }
     } else {
-        Message {
-            kind: v4::UNREACHABLE,
-            code: v4::FRAGMENTATION_NEEDED,
-            rest: [0, 0, high, low],
-        }
+        Message { kind: v4::UNREACHABLE, code: v4::FRAGMENTATION_NEEDED, rest: [0, 0, high, low] }
     };
     refuse::within_limit()?;
     error(frame, link, ip, message)?;
@@ -89,13 +85,8 @@ fn write_v4(
     quoted: usize,
     message: Message,
 ) -> Result<(), Reason> {
-    *view.at_mut::<Ipv4>(l3)? = headers::ipv4(
-        &ip.destination,
-        &ip.source,
-        proto::ICMP,
-        (GROWTH_V4 + quoted) as u16,
-        0,
-    );
+    *view.at_mut::<Ipv4>(l3)? =
+        headers::ipv4(&ip.destination, &ip.source, proto::ICMP, (GROWTH_V4 + quoted) as u16, 0);
     let sum = sum(view, l3 + GROWTH_V4, quoted)?;
     write_icmp(view, l3 + size_of::<Ipv4>(), message, sum)
 }
@@ -111,8 +102,7 @@ fn write_v6(
     let length = (size_of::<Icmp>() + quoted) as u16;
     *view.at_mut::<Ipv6>(l3)? =
         headers::ipv6(&ip.destination, &ip.source, proto::ICMPV6, length, 0);
-    let pseudo =
-        checksum::pseudo_header(&ip.destination, &ip.source, proto::ICMPV6, length);
+    let pseudo = checksum::pseudo_header(&ip.destination, &ip.source, proto::ICMPV6, length);
     let sum = pseudo + sum(view, l3 + GROWTH_V6, quoted)?;
     write_icmp(view, l3 + size_of::<Ipv6>(), message, sum)
 }

@@ -8,8 +8,7 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use lb_ebpf::{
-    egress,
-    forward,
+    egress, forward,
     frame::{self, Frame, Skb},
     maps,
 };

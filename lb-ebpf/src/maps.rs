@@ -59,8 +59,7 @@ static UPLINKS: Array<Uplinks, 1> = Array::new();
 static MEMBERS: HashMap<Addr, Member, { 2 * capacity::NODES as usize }, NO_PREALLOC> =
     HashMap::new();
 #[btf_map]
-static OPENING: LruHashMap<ArrivalKey, Arrival, { capacity::OPENING as usize }> =
-    LruHashMap::new();
+static OPENING: LruHashMap<ArrivalKey, Arrival, { capacity::OPENING as usize }> = LruHashMap::new();
 #[btf_map]
 static ESTABLISHED: LruHashMap<ArrivalKey, Arrival, { capacity::ESTABLISHED as usize }> =
     LruHashMap::new();
@@ -72,8 +71,7 @@ static STATE: Array<u64, { state::ENTRIES as usize }, MMAP> = Array::new();
 #[btf_map]
 static SERVICE_COUNTERS: PerCpuArray<Counter, SERVICES_CAPACITY> = PerCpuArray::new();
 #[btf_map]
-static BACKEND_COUNTERS: PerCpuArray<Counter, { capacity::BACKENDS as usize }> =
-    PerCpuArray::new();
+static BACKEND_COUNTERS: PerCpuArray<Counter, { capacity::BACKENDS as usize }> = PerCpuArray::new();
 #[btf_map]
 static REASON_COUNTERS: PerCpuArray<Counter, { REASONS as usize }> = PerCpuArray::new();
 /// Refusals sent by this CPU in the window that began at the first word.
@@ -225,9 +223,7 @@ pub fn arrival_key(client: &Addr, client_port: Port, backend: BackendId) -> Arri
 
 /// One of the three maps of arrivals.
 #[derive(Clone, Copy)]
-pub struct Arrivals<const ENTRIES: usize>(
-    &'static LruHashMap<ArrivalKey, Arrival, ENTRIES>,
-);
+pub struct Arrivals<const ENTRIES: usize>(&'static LruHashMap<ArrivalKey, Arrival, ENTRIES>);
 
 pub const fn opening() -> Arrivals<{ capacity::OPENING as usize }> {
     Arrivals(&OPENING)

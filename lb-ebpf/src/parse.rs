@@ -233,10 +233,6 @@ impl Ip {
     #[inline(always)]
     pub fn segment(&self, view: &View<'_>) -> Result<Segment, Reason> {
         let tcp = view.at::<Tcp>(self.l4)?;
-        Ok(Segment {
-            flags: tcp.flags,
-            seq: u32::from_be(tcp.seq),
-            ack: u32::from_be(tcp.ack),
-        })
+        Ok(Segment { flags: tcp.flags, seq: u32::from_be(tcp.seq), ack: u32::from_be(tcp.ack) })
     }
 }

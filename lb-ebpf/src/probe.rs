@@ -51,8 +51,7 @@ pub fn answer(frame: &mut Frame, link: &Link, headers: usize) -> Outcome {
     probe.version = TUNNEL_VERSION;
     probe.seed_tag = setting::seed_tag().to_le_bytes();
     let (first, second) = (maps::state(state::BOOT_ID), maps::state(state::BOOT_ID_2));
-    probe.boot_id =
-        [first as u32, (first >> 32) as u32, second as u32, (second >> 32) as u32];
+    probe.boot_id = [first as u32, (first >> 32) as u32, second as u32, (second >> 32) as u32];
     probe.heartbeat_age = heartbeat_age().to_be();
     probe.layout = LAYOUT_VERSION.to_be();
     let macs = Macs::read(&view)?.swapped();

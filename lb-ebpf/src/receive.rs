@@ -13,7 +13,10 @@ use lb_common::{
     reason::Reason,
     wire::{
         eth::ethertype,
-        geneve::{CLASS, DataHeader, OPTION_LENGTH, OVERHEAD_V4, OVERHEAD_V6, VERSION_LENGTH, kind, vni_word},
+        geneve::{
+            CLASS, DataHeader, OPTION_LENGTH, OVERHEAD_V4, OVERHEAD_V6, VERSION_LENGTH, kind,
+            vni_word,
+        },
         ipv4::Ipv4,
         ipv6::Ipv6,
         l4::Udp,
@@ -123,13 +126,8 @@ fn unpack(frame: &mut Frame, outer: &Link, meant: &Meant, outer_tos: u8) -> Outc
         rewrite::mark_congestion(&mut view, &ip)?;
     }
     let (client_port, vip_port) = ip.ports(&view)?;
-    let flow = Flow {
-        client: ip.source,
-        vip: ip.destination,
-        client_port,
-        vip_port,
-        proto: ip.proto,
-    };
+    let flow =
+        Flow { client: ip.source, vip: ip.destination, client_port, vip_port, proto: ip.proto };
     let frontend = maps::frontend(&Endpoint::new(flow.vip, vip_port, flow.proto))
         .ok_or(Reason::UnknownFrontend)?;
     let Meant { addr, port, .. } = *meant;
@@ -150,13 +148,7 @@ pub fn deliver(frame: &mut Frame, ip: &Ip, flow: &Flow, place: &Place) -> Fate {
 
 /// Notes the arrival and hands the packet to the backend.
 #[inline(always)]
-fn try_deliver(
-    frame: &mut Frame,
-    ip: &Ip,
-    flow: &Flow,
-    place: &Place,
-    reason: Reason,
-) -> Outcome {
+fn try_deliver(frame: &mut Frame, ip: &Ip, flow: &Flow, place: &Place, reason: Reason) -> Outcome {
     // Before the packet is touched: what is of another family can only be a mistake of the maps.
     if place.addr.is_v4() == ip.v6 {
         return Err(Reason::UnknownBackend);
@@ -211,9 +203,9 @@ fn open(key: &ArrivalKey, service: u32, segment: &decide::Segment) -> Result<(),
             maps::established().remove(key);
         }
     }
-    let again = maps::opening().get(key).is_some_and(|opening| {
-        opening.service == service && opening.client_seq == segment.seq
-    });
+    let again = maps::opening()
+        .get(key)
+        .is_some_and(|opening| opening.service == service && opening.client_seq == segment.seq);
     if !again {
         maps::opening().insert(key, &decide::opening(service, segment, now));
     }

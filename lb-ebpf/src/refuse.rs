@@ -34,11 +34,7 @@ const NEXT_HEADER_OFFSET: u8 = 6;
 /// Counts against the limit of answers.
 #[inline(always)]
 pub fn within_limit() -> Result<(), Reason> {
-    if maps::refusal_allowed(WINDOW, LIMIT) {
-        Ok(())
-    } else {
-        Err(Reason::RefusalLimited)
-    }
+    if maps::refusal_allowed(WINDOW, LIMIT) { Ok(()) } else { Err(Reason::RefusalLimited) }
 }
 
 /// Answers with a refusal; `why` is the reason that is counted.

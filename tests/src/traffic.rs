@@ -85,11 +85,7 @@ impl Deadline {
     /// What is left; never zero.
     pub(crate) fn left(self) -> Result<Duration, Failure> {
         let left = self.0.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            Err(Failure::Timeout)
-        } else {
-            Ok(left)
-        }
+        if left.is_zero() { Err(Failure::Timeout) } else { Ok(left) }
     }
 
     pub(crate) fn connect(self, to: SocketAddr) -> Result<TcpStream, Failure> {

@@ -60,7 +60,8 @@ impl Rig {
     }
 
     fn agent(&self) -> Command {
-        let binary = std::env::var_os("WEIR_BIN").expect("WEIR_BIN: the binary, from cargo build -p weir");
+        let binary =
+            std::env::var_os("WEIR_BIN").expect("WEIR_BIN: the binary, from cargo build -p weir");
         let mut command = self.node().command(fs::canonicalize(binary).unwrap());
         command.args(["agent", "--node", "node-1", "--config"]).arg(self.config());
         command.arg("--pin-dir").arg(self.pins()).arg("--state-dir").arg(self.node().dir());
@@ -72,7 +73,8 @@ impl Rig {
         let before = self.maps().and_then(|maps| maps.heartbeat());
         let process = self.node().start(self.agent()).unwrap();
         eventually("the agent serves", SOON, || {
-            let alive = |maps: &Maps| maps.heartbeat() > before && maps.frontends.iter().count() == 2;
+            let alive =
+                |maps: &Maps| maps.heartbeat() > before && maps.frontends.iter().count() == 2;
             self.maps().is_some_and(|maps| alive(&maps)) && self.has_xdp()
         });
         process

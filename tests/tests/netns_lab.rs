@@ -31,11 +31,7 @@ const IN_VAIN: Duration = Duration::from_millis(300);
 const MEGABYTES: u64 = 1_000_000;
 
 fn two_nodes() -> Lab {
-    Lab::builder()
-        .nodes(2, 1)
-        .client("client")
-        .build()
-        .expect("a lab (needs root)")
+    Lab::builder().nodes(2, 1).client("client").build().expect("a lab (needs root)")
 }
 
 fn soon(what: &str, done: impl FnMut() -> bool) {
@@ -43,9 +39,7 @@ fn soon(what: &str, done: impl FnMut() -> bool) {
 }
 
 fn get(from: &Host, to: IpAddr, port: u16, timeout: Duration) -> Result<String, Failure> {
-    from.run(|| http::get(SocketAddr::new(to, port), timeout))
-        .server()
-        .map(str::to_owned)
+    from.run(|| http::get(SocketAddr::new(to, port), timeout)).server().map(str::to_owned)
 }
 
 #[test]
@@ -57,28 +51,17 @@ fn everyone_reaches_everyone_in_both_families() {
         .flat_map(|node| std::iter::once(&**node).chain(node.pods()))
         .chain(lab.clients())
         .collect();
-    let servers: Vec<_> = hosts
-        .iter()
-        .map(|host| HttpServer::start(host, host.name(), 80).unwrap())
-        .collect();
+    let servers: Vec<_> =
+        hosts.iter().map(|host| HttpServer::start(host, host.name(), 80).unwrap()).collect();
     for from in &hosts {
         for to in &hosts {
             for address in to.addresses() {
                 let reply = get(from, address, 80, SOON);
-                assert_eq!(
-                    reply.as_deref(),
-                    Ok(to.name()),
-                    "{} to {address}",
-                    from.name()
-                );
+                assert_eq!(reply.as_deref(), Ok(to.name()), "{} to {address}", from.name());
             }
         }
     }
-    assert!(
-        servers
-            .iter()
-            .all(|server| server.answered() == 2 * hosts.len() as u64)
-    );
+    assert!(servers.iter().all(|server| server.answered() == 2 * hosts.len() as u64));
 }
 
 #[test]
@@ -89,14 +72,8 @@ fn bulk_and_datagrams_arrive_byte_exact_in_both_directions() {
     let echo = udp::serve(pod, "echo", 0).unwrap();
     for address in pod.addresses() {
         let to = SocketAddr::new(address, server.port());
-        assert_eq!(
-            client.run(|| bulk::upload(to, 20 * MEGABYTES, 4 * SOON)),
-            Ok(())
-        );
-        assert_eq!(
-            client.run(|| bulk::download(to, 20 * MEGABYTES, 4 * SOON)),
-            Ok(())
-        );
+        assert_eq!(client.run(|| bulk::upload(to, 20 * MEGABYTES, 4 * SOON)), Ok(()));
+        assert_eq!(client.run(|| bulk::download(to, 20 * MEGABYTES, 4 * SOON)), Ok(()));
         // 3,000 bytes travel in fragments.
         for size in [8, 1_400, 3_000] {
             let series = client
@@ -124,12 +101,7 @@ fn frames_on_the_switch_are_finished_and_pods_send_large_ones() {
                 host.name()
             );
             let port = lab.switch().run(|| offload_is_on(host.name(), offload));
-            assert!(
-                !port.unwrap(),
-                "{} at the port of {}",
-                offload.name,
-                host.name()
-            );
+            assert!(!port.unwrap(), "{} at the port of {}", offload.name, host.name());
         }
         for host in [&node.pods()[0], &lab.clients()[0]] {
             assert!(
@@ -141,16 +113,10 @@ fn frames_on_the_switch_are_finished_and_pods_send_large_ones() {
         }
     }
     // And so it is on the wire: what leaves the pod large crosses the router in pieces.
-    let (pod, wire) = (
-        node.capture("pod-1").unwrap(),
-        lab.router().capture(UPLINK).unwrap(),
-    );
+    let (pod, wire) = (node.capture("pod-1").unwrap(), lab.router().capture(UPLINK).unwrap());
     let server = bulk::serve(&node.pods()[0], 0).unwrap();
     let to = SocketAddr::new(node.pods()[0].v4(), server.port());
-    assert_eq!(
-        lab.clients()[0].run(|| bulk::download(to, MEGABYTES, SOON)),
-        Ok(())
-    );
+    assert_eq!(lab.clients()[0].run(|| bulk::download(to, MEGABYTES, SOON)), Ok(()));
     let longest = |capture: &Capture| capture.frames().iter().map(|frame| frame.length).max();
     soon("the pod sends large frames", || longest(&pod) > Some(9_000));
     assert_eq!(longest(&wire), Some(1_514));
@@ -164,19 +130,10 @@ fn checksums_that_pods_leave_to_their_device_are_right_on_the_wire() {
     let wire = lab.router().capture(UPLINK).unwrap();
     assert!(pod.offload_is_on(UPLINK, TX_CHECKSUM).unwrap());
     let to = SocketAddr::new(client.v4(), echo.port());
-    assert_eq!(
-        pod.run(|| udp::series(to, 1, 64, SOON))
-            .unwrap()
-            .answered
-            .len(),
-        1
-    );
+    assert_eq!(pod.run(|| udp::series(to, 1, 64, SOON)).unwrap().answered.len(), 1);
     let port = echo.port().to_be_bytes();
-    let sent = || {
-        wire.frames()
-            .into_iter()
-            .find(|frame| frame.bytes.get(36..38) == Some(&port[..]))
-    };
+    let sent =
+        || wire.frames().into_iter().find(|frame| frame.bytes.get(36..38) == Some(&port[..]));
     soon("the datagram is seen", || sent().is_some());
     assert_eq!(sum_of_udp_v4(&sent().unwrap().bytes[14..]), 0xffff);
 }
@@ -196,8 +153,7 @@ fn a_wrong_checksum_survives_the_way_and_the_receiver_refuses_it() {
         let mut packet = ipv4_udp(node.v4(), client.v4(), from, to, b"12345678");
         let right = !(sum_of_udp_v4(&packet) as u16);
         packet[26..28].copy_from_slice(&(right ^ flip).to_be_bytes());
-        raw.send_to(&packet[20..], &SocketAddr::new(client.v4(), 0).into())
-            .unwrap();
+        raw.send_to(&packet[20..], &SocketAddr::new(client.v4(), 0).into()).unwrap();
         answers.recv(&mut [0; 64])
     };
     assert_eq!(send(0).unwrap(), b"12345678client".len());
@@ -209,9 +165,7 @@ fn ipv4_udp(source: IpAddr, destination: IpAddr, from: u16, to: u16, payload: &[
     let length = (8 + payload.len() as u16).to_be_bytes();
     let mut packet = vec![0; 12];
     for address in [source, destination] {
-        let IpAddr::V4(address) = address else {
-            panic!("{address} is not IPv4")
-        };
+        let IpAddr::V4(address) = address else { panic!("{address} is not IPv4") };
         packet.extend(address.octets());
     }
     packet.extend([from.to_be_bytes(), to.to_be_bytes(), length, [0, 0]].concat());
@@ -255,17 +209,9 @@ fn what_a_node_sends_by_xdp_tx_reaches_the_switch() {
     let port = Capture::start(lab.switch(), node.name()).unwrap();
     let marker = b"there and back again";
     client.run(|| {
-        UdpSocket::bind((client.v4(), 0))
-            .unwrap()
-            .send_to(marker, (node.v4(), 9))
-            .unwrap()
+        UdpSocket::bind((client.v4(), 0)).unwrap().send_to(marker, (node.v4(), 9)).unwrap()
     });
-    let seen = || {
-        port.frames()
-            .iter()
-            .filter(|frame| frame.bytes.ends_with(marker))
-            .count()
-    };
+    let seen = || port.frames().iter().filter(|frame| frame.bytes.ends_with(marker)).count();
     soon("the frame passes the port there and back", || seen() == 2);
 }
 
@@ -289,10 +235,7 @@ fn power_off_silences_a_node_and_its_pods_and_power_on_heals() {
                 "{address}: {answer:?}"
             );
         }
-        assert_eq!(
-            get(client, other.v4(), 80, SOON).as_deref(),
-            Ok(other.name())
-        );
+        assert_eq!(get(client, other.v4(), 80, SOON).as_deref(), Ok(other.name()));
         node.power_on().unwrap();
         for host in [node, pod] {
             for address in host.addresses() {
@@ -305,14 +248,8 @@ fn power_off_silences_a_node_and_its_pods_and_power_on_heals() {
         !process.is_running().unwrap() && !in_pod.is_running().unwrap(),
         "processes survive a power cut"
     );
-    assert!(
-        !node.bpf_fs().join("pins").exists(),
-        "pins survive a power cut"
-    );
-    assert_eq!(
-        fs::read_to_string(node.dir().join("checkpoint")).unwrap(),
-        "kept"
-    );
+    assert!(!node.bpf_fs().join("pins").exists(), "pins survive a power cut");
+    assert_eq!(fs::read_to_string(node.dir().join("checkpoint")).unwrap(), "kept");
 }
 
 #[test]
@@ -325,13 +262,9 @@ fn a_one_way_cut_loses_what_the_node_sends_and_nothing_else() {
     node.sending(Verdict::Drop).unwrap();
     let arriving = node.capture(UPLINK).unwrap();
     assert_eq!(get(client, node.v4(), 80, IN_VAIN), Err(Failure::Timeout));
-    soon("the SYN arrives all the same", || {
-        !arriving.frames().is_empty()
-    });
+    soon("the SYN arrives all the same", || !arriving.frames().is_empty());
     node.sending(Verdict::Pass).unwrap();
-    soon("the node is heard again", || {
-        get(client, node.v4(), 80, IN_VAIN).is_ok()
-    });
+    soon("the node is heard again", || get(client, node.v4(), 80, IN_VAIN).is_ok());
 }
 
 #[test]
@@ -340,15 +273,10 @@ fn parallel_labs_with_the_same_names_and_addresses_do_not_meet() {
         let making = [0, 1, 2].map(|_| scope.spawn(two_nodes));
         making.map(|lab| lab.join().unwrap())
     });
-    let servers: Vec<_> = labs
-        .iter()
-        .map(|lab| HttpServer::start(&lab.nodes()[0], "mine", 80).unwrap())
-        .collect();
+    let servers: Vec<_> =
+        labs.iter().map(|lab| HttpServer::start(&lab.nodes()[0], "mine", 80).unwrap()).collect();
     for (at, lab) in labs.iter().enumerate() {
-        assert_eq!(
-            get(&lab.clients()[0], lab.nodes()[0].v6(), 80, SOON).as_deref(),
-            Ok("mine")
-        );
+        assert_eq!(get(&lab.clients()[0], lab.nodes()[0].v6(), 80, SOON).as_deref(), Ok("mine"));
         assert!(
             servers
                 .iter()
@@ -362,30 +290,16 @@ fn parallel_labs_with_the_same_names_and_addresses_do_not_meet() {
 fn the_router_spreads_flows_over_several_next_hops() {
     let lab = two_nodes();
     let (client, nodes) = (&lab.clients()[0], lab.nodes());
-    lab.router()
-        .sysctl("net/ipv4/fib_multipath_hash_policy", "1")
-        .unwrap();
-    lab.router()
-        .sysctl("net/ipv6/fib_multipath_hash_policy", "1")
-        .unwrap();
-    let shared: [IpAddr; 2] = [
-        "203.0.113.1".parse().unwrap(),
-        "2001:db8::1".parse().unwrap(),
-    ];
+    lab.router().sysctl("net/ipv4/fib_multipath_hash_policy", "1").unwrap();
+    lab.router().sysctl("net/ipv6/fib_multipath_hash_policy", "1").unwrap();
+    let shared: [IpAddr; 2] = ["203.0.113.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
     let _servers =
         [&nodes[0], &nodes[1]].map(|node| HttpServer::start(node, node.name(), 80).unwrap());
     for (family, address) in shared.into_iter().enumerate() {
-        nodes
-            .iter()
-            .for_each(|node| node.add_address("lo", host_route(address)).unwrap());
-        let hops = nodes
-            .iter()
-            .map(|node| node.addresses()[family])
-            .collect::<Vec<_>>();
+        nodes.iter().for_each(|node| node.add_address("lo", host_route(address)).unwrap());
+        let hops = nodes.iter().map(|node| node.addresses()[family]).collect::<Vec<_>>();
         lab.router().route(host_route(address), &hops).unwrap();
-        let names: BTreeSet<_> = (0..40)
-            .map(|_| get(client, address, 80, SOON).unwrap())
-            .collect();
+        let names: BTreeSet<_> = (0..40).map(|_| get(client, address, 80, SOON).unwrap()).collect();
         assert_eq!(names.len(), 2, "{address}: {names:?}");
         lab.router().route(host_route(address), &hops[..1]).unwrap();
         assert!((0..20).all(|_| get(client, address, 80, SOON).as_deref() == Ok(nodes[0].name())));
@@ -399,17 +313,10 @@ fn commands_run_inside_their_host() {
     let lab = two_nodes();
     let node = &lab.nodes()[0];
     fs::write(node.dir().join("note"), "from outside").unwrap();
-    let output = node
-        .command("cat")
-        .arg(node.dir().join("note"))
-        .output()
-        .unwrap();
+    let output = node.command("cat").arg(node.dir().join("note")).output().unwrap();
     assert_eq!(output.stdout, b"from outside");
     let devices = node.command("ls").arg("/sys/class/net").output().unwrap();
-    assert_eq!(
-        String::from_utf8(devices.stdout).unwrap(),
-        "eth0\nlo\npod-1\n"
-    );
+    assert_eq!(String::from_utf8(devices.stdout).unwrap(), "eth0\nlo\npod-1\n");
     let here = node.command("pwd").output().unwrap();
     assert_eq!(
         String::from_utf8(here.stdout).unwrap().trim(),
@@ -417,10 +324,7 @@ fn commands_run_inside_their_host() {
     );
     let process = node.start(sleep(node)).unwrap();
     process.signal(Signal::SIGTERM).unwrap();
-    assert_eq!(
-        process.wait(SOON).unwrap().unwrap().signal(),
-        Some(Signal::SIGTERM as i32)
-    );
+    assert_eq!(process.wait(SOON).unwrap().unwrap().signal(), Some(Signal::SIGTERM as i32));
 }
 
 #[test]
@@ -429,9 +333,7 @@ fn clients_say_what_happened_to_them() {
     let (client, node) = (&lab.clients()[0], &lab.nodes()[0]);
     for address in node.addresses() {
         assert_eq!(get(client, address, 81, SOON), Err(Failure::Refused));
-        let nobody = client
-            .run(|| udp::series(SocketAddr::new(address, 81), 1, 8, SOON))
-            .unwrap();
+        let nobody = client.run(|| udp::series(SocketAddr::new(address, 81), 1, 8, SOON)).unwrap();
         assert_eq!(nobody.failed, [(Failure::Refused, 1)].into());
         let server = HttpServer::start(node, node.name(), 80).unwrap();
         let to = SocketAddr::new(address, 80);
@@ -440,20 +342,12 @@ fn clients_say_what_happened_to_them() {
             assert_eq!(open.get(SOON).unwrap().server, node.name());
         }
         server.set_status(503);
-        assert_eq!(
-            get(client, address, 80, SOON),
-            Err(Failure::Wrong("status 503".into()))
-        );
+        assert_eq!(get(client, address, 80, SOON), Err(Failure::Wrong("status 503".into())));
         drop(server);
-        assert!(matches!(
-            open.get(SOON),
-            Err(Failure::Closed | Failure::Reset)
-        ));
+        assert!(matches!(open.get(SOON), Err(Failure::Closed | Failure::Reset)));
     }
-    let nowhere = client
-        .run(|| http::get("[2001:db8::9]:80".parse().unwrap(), SOON))
-        .server()
-        .unwrap_err();
+    let nowhere =
+        client.run(|| http::get("[2001:db8::9]:80".parse().unwrap(), SOON)).server().unwrap_err();
     assert_eq!(nowhere, Failure::Unreachable, "the router has no route");
     assert_eq!(default_route(node.v4()), ("0.0.0.0".parse().unwrap(), 0));
 }
@@ -471,12 +365,7 @@ fn a_capture_is_saved_as_pcap() {
     assert_eq!(bytes[..4], [0xd4, 0xc3, 0xb2, 0xa1]);
     assert!(
         bytes.len()
-            >= 24
-                + frames
-                    .iter()
-                    .take(2)
-                    .map(|frame| 16 + frame.bytes.len())
-                    .sum::<usize>()
+            >= 24 + frames.iter().take(2).map(|frame| 16 + frame.bytes.len()).sum::<usize>()
     );
     assert_eq!(capture.forgotten(), 0);
 }

@@ -35,11 +35,7 @@ fn victim() {
     // A harness that was started in the background ignores Ctrl-C, and so would this.
     // SAFETY: the default action is no handler that could run at a bad moment.
     unsafe { signal(Signal::SIGINT, SigHandler::SigDfl) }.unwrap();
-    let lab = Lab::builder()
-        .nodes(2, 1)
-        .client("client")
-        .build()
-        .expect("a lab (needs root)");
+    let lab = Lab::builder().nodes(2, 1).client("client").build().expect("a lab (needs root)");
     let node = &lab.nodes()[0];
     let _server = HttpServer::start(&node.pods()[0], "pod", 80).unwrap();
     let mut sleep = node.command("sleep");
@@ -48,12 +44,7 @@ fn victim() {
     fs::write(node.dir().join("file"), "x").unwrap();
     let identity =
         |kind: &str| node.run(|| fs::read_link(format!("/proc/thread-self/ns/{kind}")).unwrap());
-    println!(
-        "{MARK}{} {} {}",
-        process.id(),
-        identity("net").display(),
-        identity("mnt").display()
-    );
+    println!("{MARK}{} {} {}", process.id(), identity("net").display(), identity("mnt").display());
     match std::env::var(GRIEF).as_deref() {
         Ok("panic") => panic!("as asked"),
         Ok(_) => loop {
@@ -74,9 +65,7 @@ fn grief(end: Option<Signal>) {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap())
-        .lines()
-        .map(Result::unwrap);
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
     // The harness may have begun this very line with the test's name.
     let line = lines
         .find_map(|line| line.split_once(MARK).map(|(_, rest)| rest.to_owned()))
@@ -89,17 +78,11 @@ fn grief(end: Option<Signal>) {
     let status = child.wait().unwrap();
     assert_eq!(status.signal(), end.map(|signal| signal as i32));
     assert!(!status.success());
-    eventually("the lab's process is gone", SOON, || {
-        !Path::new("/proc").join(process).exists()
-    });
+    eventually("the lab's process is gone", SOON, || !Path::new("/proc").join(process).exists());
     eventually("nobody holds its namespaces", SOON, || {
         namespaces.split(' ').all(|namespace| !is_held(namespace))
     });
-    assert!(
-        !fs::read_to_string("/proc/mounts")
-            .unwrap()
-            .contains("weir-lab")
-    );
+    assert!(!fs::read_to_string("/proc/mounts").unwrap().contains("weir-lab"));
     assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 0);
 }
 
@@ -122,25 +105,15 @@ fn nothing_is_left_after_ctrl_c() {
 fn is_held(namespace: &str) -> bool {
     let links = |directory: String| {
         let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-        entries
-            .filter_map(|entry| fs::read_link(entry.path()).ok())
-            .collect::<Vec<_>>()
+        entries.filter_map(|entry| fs::read_link(entry.path()).ok()).collect::<Vec<_>>()
     };
     let processes = fs::read_dir("/proc")
         .unwrap()
         .flatten()
         .map(|entry| entry.file_name().into_string().unwrap());
-    processes
-        .filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
-        .any(|process| {
-            let threads = fs::read_dir(format!("/proc/{process}/task"))
-                .into_iter()
-                .flatten()
-                .flatten();
-            let inside =
-                threads.flat_map(|thread| links(format!("{}/ns", thread.path().display())));
-            inside
-                .chain(links(format!("/proc/{process}/fd")))
-                .any(|link| link == Path::new(namespace))
-        })
+    processes.filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())).any(|process| {
+        let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+        let inside = threads.flat_map(|thread| links(format!("{}/ns", thread.path().display())));
+        inside.chain(links(format!("/proc/{process}/fd"))).any(|link| link == Path::new(namespace))
+    })
 }

@@ -26,15 +26,7 @@ const RULES: &[Rule] = &[
         name: "lb-common does no I/O and knows no other part",
         within: &["lb-common/src/"],
         except: &[],
-        words: &[
-            "std::fs",
-            "std::net",
-            "std::io",
-            "std::time",
-            "weir",
-            "lb_ebpf",
-            "tokio",
-        ],
+        words: &["std::fs", "std::net", "std::io", "std::time", "weir", "lb_ebpf", "tokio"],
     },
     Rule {
         name: "only lb-common's map_types macro and the dataplane touch aya",
@@ -113,14 +105,10 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     let mut breaches = Vec::new();
     let mut files = 0;
     for dir in ["lb-common", "lb-ebpf", "lb-userspace", "tests"] {
-        visit(
-            &workspace.root,
-            &workspace.root.join(dir),
-            &mut |path, text| {
-                files += 1;
-                breaches.extend(check_file(path, text));
-            },
-        )?;
+        visit(&workspace.root, &workspace.root.join(dir), &mut |path, text| {
+            files += 1;
+            breaches.extend(check_file(path, text));
+        })?;
     }
     for breach in &breaches {
         println!("{breach}");
@@ -144,9 +132,8 @@ fn check_file(path: &str, text: &str) -> Vec<String> {
     }
     let starts_with_any =
         |prefixes: &[&str]| prefixes.iter().any(|prefix| path.starts_with(prefix));
-    for rule in RULES
-        .iter()
-        .filter(|rule| starts_with_any(rule.within) && !starts_with_any(rule.except))
+    for rule in
+        RULES.iter().filter(|rule| starts_with_any(rule.within) && !starts_with_any(rule.except))
     {
         for (number, line) in code_lines(text) {
             for word in rule.words.iter().filter(|word| has_word(line, word)) {
@@ -183,9 +170,7 @@ fn has_word(line: &str, word: &str) -> bool {
 fn visit(root: &Path, dir: &Path, each: &mut impl FnMut(&str, &str)) -> Result<()> {
     let entries = fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))?;
     for entry in entries {
-        let path = entry
-            .with_context(|| format!("list {}", dir.display()))?
-            .path();
+        let path = entry.with_context(|| format!("list {}", dir.display()))?.path();
         if path.is_dir() && !path.ends_with("target") {
             visit(root, &path, each)?;
         } else if path.extension().is_some_and(|kind| kind == "rs") || path.ends_with("Cargo.toml")
@@ -210,16 +195,8 @@ mod tests {
     fn each_rule_catches_a_breach_and_spares_what_is_allowed() {
         let mut caught = Vec::new();
         for (bad, good, line) in [
-            (
-                "lb-common/src/net.rs",
-                "lb-userspace/src/agent.rs",
-                "use std::net::UdpSocket;",
-            ),
-            (
-                "lb-userspace/src/agent.rs",
-                "lb-userspace/src/dataplane/load.rs",
-                "use aya::Ebpf;",
-            ),
+            ("lb-common/src/net.rs", "lb-userspace/src/agent.rs", "use std::net::UdpSocket;"),
+            ("lb-userspace/src/agent.rs", "lb-userspace/src/dataplane/load.rs", "use aya::Ebpf;"),
             (
                 "lb-userspace/src/plan/diff.rs",
                 "lb-userspace/src/sources/kubernetes.rs",
@@ -235,26 +212,14 @@ mod tests {
                 "lb-userspace/src/health/run.rs",
                 "let m = HashMap::new();",
             ),
-            (
-                "lb-userspace/Cargo.toml",
-                "tests/src/lib.rs",
-                "lb-tests = { path = \"../tests\" }",
-            ),
-            (
-                "lb-ebpf/src/forward.rs",
-                "lb-ebpf/src/frame.rs",
-                "    unsafe { *p }",
-            ),
+            ("lb-userspace/Cargo.toml", "tests/src/lib.rs", "lb-tests = { path = \"../tests\" }"),
+            ("lb-ebpf/src/forward.rs", "lb-ebpf/src/frame.rs", "    unsafe { *p }"),
             (
                 "lb-userspace/src/cli/mod.rs",
                 "lb-userspace/src/dataplane/mmap.rs",
                 "    unsafe { *p }",
             ),
-            (
-                "tests/src/packet/build.rs",
-                "tests/src/rig.rs",
-                "use lb_common::wire::Ipv4;",
-            ),
+            ("tests/src/packet/build.rs", "tests/src/rig.rs", "use lb_common::wire::Ipv4;"),
             ("tests/tests/other.rs", "tests/tests/packet_forward.rs", ""),
         ] {
             let breaches = check_file(bad, line);
@@ -272,10 +237,7 @@ mod tests {
     fn breaches_carry_file_and_line() {
         let text = "//! Head.\n\nuse tokio::net;\n";
         let breach = &check_file("lb-userspace/src/plan/mod.rs", text)[0];
-        assert!(
-            breach.starts_with("lb-userspace/src/plan/mod.rs:3: `tokio`"),
-            "{breach}"
-        );
+        assert!(breach.starts_with("lb-userspace/src/plan/mod.rs:3: `tokio`"), "{breach}");
     }
 
     #[test]
@@ -293,9 +255,6 @@ mod tests {
 
     #[test]
     fn unsafe_attributes_are_no_unsafe_code() {
-        assert_eq!(
-            check_file("lb-ebpf/src/main.rs", "#[unsafe(no_mangle)]"),
-            [""; 0]
-        );
+        assert_eq!(check_file("lb-ebpf/src/main.rs", "#[unsafe(no_mangle)]"), [""; 0]);
     }
 }

@@ -39,10 +39,7 @@ pub fn run(workspace: &Workspace, json: bool) -> Result<()> {
     findings.extend(system());
     let missing = findings.iter().filter(|f| !f.ok && !f.optional).count();
     if json {
-        let report = Report {
-            schema: "weir.xtask.doctor/v1",
-            findings,
-        };
+        let report = Report { schema: "weir.xtask.doctor/v1", findings };
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         for finding in &findings {
@@ -78,22 +75,10 @@ fn tools(workspace: &Workspace) -> Vec<Finding> {
     }];
     let toolchains = toolchain::probe();
     let chosen = toolchain::choose(&toolchains);
-    findings.extend(
-        toolchains
-            .iter()
-            .map(|found| toolchain_finding(found, chosen)),
-    );
-    let needs = [
-        setup::to_build(),
-        setup::to_run(),
-        setup::to_lint(workspace),
-    ];
+    findings.extend(toolchains.iter().map(|found| toolchain_finding(found, chosen)));
+    let needs = [setup::to_build(), setup::to_run(), setup::to_lint(workspace)];
     findings.extend(needs.into_iter().flatten().map(need_finding));
-    findings.push(optional_program(
-        "bpftool",
-        "shows loaded programs and maps",
-        "bpftool",
-    ));
+    findings.push(optional_program("bpftool", "shows loaded programs and maps", "bpftool"));
     findings
 }
 
@@ -119,11 +104,7 @@ fn toolchain_finding(found: &Toolchain, chosen: Option<&Toolchain>) -> Finding {
 fn need_finding(need: Need) -> Finding {
     Finding {
         fix: (!need.met).then(|| need.fix()),
-        found: if need.met {
-            "there".into()
-        } else {
-            format!("missing; {}", need.why)
-        },
+        found: if need.met { "there".into() } else { format!("missing; {}", need.why) },
         name: need.what,
         optional: false,
         ok: need.met,
@@ -136,11 +117,7 @@ fn optional_program(name: &str, why: &str, package: &str) -> Finding {
         name: name.into(),
         optional: true,
         ok,
-        found: if ok {
-            "there".into()
-        } else {
-            format!("missing; {why}")
-        },
+        found: if ok { "there".into() } else { format!("missing; {why}") },
         fix: (!ok).then(|| format!("apt-get install {package}")),
     }
 }
@@ -148,23 +125,13 @@ fn optional_program(name: &str, why: &str, package: &str) -> Finding {
 fn system() -> Vec<Finding> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let filesystems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    let has_filesystem = |name: &str| {
-        filesystems
-            .lines()
-            .any(|line| line.ends_with(&format!("\t{name}")))
-    };
+    let has_filesystem =
+        |name: &str| filesystems.lines().any(|line| line.ends_with(&format!("\t{name}")));
     let mounted = |name: &str| {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        mounts
-            .lines()
-            .any(|line| line.split(' ').nth(2) == Some(name))
+        mounts.lines().any(|line| line.split(' ').nth(2) == Some(name))
     };
-    let sudo = || {
-        Command::new("sudo")
-            .args(["-n", "true"])
-            .stdout_of()
-            .is_ok()
-    };
+    let sudo = || Command::new("sudo").args(["-n", "true"]).stdout_of().is_ok();
     let required = |name: &str, ok: bool, good: &str, bad: &str, fix: &str| Finding {
         name: name.into(),
         optional: false,
@@ -177,12 +144,7 @@ fn system() -> Vec<Finding> {
             "kernel",
             kernel_version(&release).is_some_and(|version| version >= MIN_KERNEL),
             release.trim(),
-            &format!(
-                "{}, older than {}.{}",
-                release.trim(),
-                MIN_KERNEL.0,
-                MIN_KERNEL.1
-            ),
+            &format!("{}, older than {}.{}", release.trim(), MIN_KERNEL.0, MIN_KERNEL.1),
             "boot a newer kernel",
         ),
         required(
@@ -195,11 +157,7 @@ fn system() -> Vec<Finding> {
         required(
             "bpffs",
             has_filesystem("bpf"),
-            if mounted("bpf") {
-                "mounted"
-            } else {
-                "can be mounted"
-            },
+            if mounted("bpf") { "mounted" } else { "can be mounted" },
             "the kernel has no bpf file system",
             "boot a kernel with CONFIG_BPF_SYSCALL=y",
         ),

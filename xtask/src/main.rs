@@ -115,10 +115,7 @@ fn build_bpf(workspace: &Workspace, setup: &Setup, out: Option<PathBuf>) -> Resu
         Some(out) => std::path::absolute(out).context("find the current directory")?,
         None => workspace.bpf_object(),
     };
-    let options = bpf::Options {
-        install,
-        deny_warnings: false,
-    };
+    let options = bpf::Options { install, deny_warnings: false };
     bpf::build(&workspace.root, &workspace.bpf_work(), &out, options)
 }
 
@@ -137,15 +134,7 @@ fn run_program(workspace: &Workspace, program: &str, run: &Run) -> Result<()> {
     build_weir(workspace, false)?;
     let mut cargo = workspace.cargo();
     cargo
-        .args([
-            "run",
-            "--quiet",
-            "--release",
-            "--package=lb-tests",
-            "--bin",
-            program,
-            "--",
-        ])
+        .args(["run", "--quiet", "--release", "--package=lb-tests", "--bin", program, "--"])
         .args(&run.args)
         .env("WEIR_BIN", workspace.weir("release"));
     setup::run_as_root(&mut cargo)?;

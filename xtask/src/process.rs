@@ -22,9 +22,7 @@ pub trait CommandExt {
 
 impl CommandExt for Command {
     fn run(&mut self) -> Result<()> {
-        let status = self
-            .status()
-            .with_context(|| format!("start {}", self.line()))?;
+        let status = self.status().with_context(|| format!("start {}", self.line()))?;
         if !status.success() {
             bail!("{} ended with {status}", self.line());
         }
@@ -36,17 +34,10 @@ impl CommandExt for Command {
     }
 
     fn stdout_of(&mut self) -> Result<String> {
-        let output = self
-            .output()
-            .with_context(|| format!("start {}", self.line()))?;
+        let output = self.output().with_context(|| format!("start {}", self.line()))?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
-            bail!(
-                "{} ended with {}: {}",
-                self.line(),
-                output.status,
-                said.trim()
-            );
+            bail!("{} ended with {}: {}", self.line(), output.status, said.trim());
         }
         String::from_utf8(output.stdout).with_context(|| format!("read what {} said", self.line()))
     }
@@ -56,19 +47,14 @@ impl CommandExt for Command {
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("start {}", self.line()))?;
-        let stdout = child
-            .stdout
-            .take()
-            .context("the child has no standard output")?;
+        let stdout = child.stdout.take().context("the child has no standard output")?;
         for line in BufReader::new(stdout).split(b'\n') {
             let line = line.with_context(|| format!("read what {} says", self.line()))?;
             let line = String::from_utf8_lossy(&line);
             println!("{line}");
             each(&line);
         }
-        let status = child
-            .wait()
-            .with_context(|| format!("wait for {}", self.line()))?;
+        let status = child.wait().with_context(|| format!("wait for {}", self.line()))?;
         Ok(status.success())
     }
 

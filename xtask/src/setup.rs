@@ -35,12 +35,7 @@ pub enum Source {
 impl Need {
     fn apt(what: &str, why: &'static str, met: bool, packages: &[&str]) -> Self {
         let packages = packages.iter().map(|&package| package.into()).collect();
-        Self {
-            what: what.into(),
-            why,
-            met,
-            source: Source::Apt(packages),
-        }
+        Self { what: what.into(), why, met, source: Source::Apt(packages) }
     }
 
     /// How a person would get it.
@@ -83,12 +78,7 @@ pub fn to_build() -> Vec<Need> {
 /// What the lab, the demo and the agent call at run time.
 pub fn to_run() -> Vec<Need> {
     vec![
-        Need::apt(
-            "ip",
-            "shows and changes what the lab set up",
-            has_program("ip"),
-            &["iproute2"],
-        ),
+        Need::apt("ip", "shows and changes what the lab set up", has_program("ip"), &["iproute2"]),
         Need::apt(
             "nft",
             "is the balanced entry in the demo's first act",
@@ -103,11 +93,7 @@ pub fn to_lint(workspace: &Workspace) -> Vec<Need> {
     let component = |what: &'static str, verb: &str| Need {
         what: format!("cargo {verb}"),
         why: "checks the sources",
-        met: workspace
-            .cargo()
-            .args([verb, "--version"])
-            .stdout_of()
-            .is_ok(),
+        met: workspace.cargo().args([verb, "--version"]).stdout_of().is_ok(),
         source: Source::Rustup(what),
     };
     let mut needs = vec![component("rustfmt", "fmt"), component("clippy", "clippy")];
@@ -150,9 +136,7 @@ pub fn ensure(needs: &[Need], install: bool) -> Result<()> {
             Source::Apt(_) => {}
             Source::Rustup(component) => {
                 eprintln!("installing the rustup component {component}");
-                Command::new("rustup")
-                    .args(["component", "add", component])
-                    .run_quietly()?;
+                Command::new("rustup").args(["component", "add", component]).run_quietly()?;
             }
             Source::BpfLinker => {
                 toolchain::ensure_bpf_linker(true)?;
@@ -167,11 +151,7 @@ pub fn run_as_root(command: &mut Command) -> Result<()> {
     if is_root() {
         return Ok(());
     }
-    if Command::new("sudo")
-        .args(["-n", "true"])
-        .stdout_of()
-        .is_err()
-    {
+    if Command::new("sudo").args(["-n", "true"]).stdout_of().is_err() {
         bail!("namespaces and BPF need root: run this as root, or where sudo asks for no password");
     }
     let version = Command::new("rustc").arg("-vV").stdout_of()?;
@@ -179,10 +159,7 @@ pub fn run_as_root(command: &mut Command) -> Result<()> {
         .lines()
         .find_map(|line| line.strip_prefix("host: "))
         .context("rustc names no host")?;
-    let runner = format!(
-        "CARGO_TARGET_{}_RUNNER",
-        host.to_uppercase().replace(['-', '.'], "_")
-    );
+    let runner = format!("CARGO_TARGET_{}_RUNNER", host.to_uppercase().replace(['-', '.'], "_"));
     command.env(runner, "sudo -n -E");
     Ok(())
 }
@@ -208,11 +185,8 @@ fn list(missing: &[&Need]) -> String {
 
 /// A fresh machine has no package lists yet, an old one stale ones: then they are fetched, once.
 fn apt_install(packages: &[&str]) -> Result<()> {
-    let install = || {
-        apt_get(&["install", "--yes", "--no-install-recommends"])
-            .args(packages)
-            .run_quietly()
-    };
+    let install =
+        || apt_get(&["install", "--yes", "--no-install-recommends"]).args(packages).run_quietly();
     let has_lists = Path::new("/var/lib/apt/lists")
         .read_dir()
         .is_ok_and(|mut lists| lists.any(|entry| entry.is_ok_and(|e| e.path().is_file())));
@@ -251,13 +225,8 @@ mod tests {
 
     #[test]
     fn refusal_names_what_is_missing_and_how_to_get_it() {
-        let error = ensure(&[need(true), need(false)], false)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("a tool: does a thing; apt-get install tool-package"),
-            "{error}"
-        );
+        let error = ensure(&[need(true), need(false)], false).unwrap_err().to_string();
+        assert!(error.contains("a tool: does a thing; apt-get install tool-package"), "{error}");
     }
 
     #[test]

@@ -80,10 +80,7 @@ pub fn run(workspace: &Workspace, install: bool, only: &[Layer]) -> Result<()> {
 fn run_layer(workspace: &Workspace, layer: Layer, counts: &mut Counts) -> Result<Outcome> {
     match layer {
         Layer::Fmt => {
-            workspace
-                .cargo()
-                .args(["fmt", "--all", "--check"])
-                .run_quietly()?;
+            workspace.cargo().args(["fmt", "--all", "--check"]).run_quietly()?;
             let bpf = ["fmt", "--check", "--manifest-path=lb-ebpf/Cargo.toml"];
             workspace.cargo().args(bpf).run_quietly()?;
             Ok(Outcome::Passed)
@@ -122,19 +119,10 @@ fn kernel_tests(
     counts: &mut Counts,
 ) -> Result<Outcome> {
     build_bpf(workspace, false)?;
-    workspace
-        .cargo()
-        .args(["build", "--package=weir"])
-        .run_quietly()?;
+    workspace.cargo().args(["build", "--package=weir"]).run_quietly()?;
     let mut command = workspace.cargo();
     command
-        .args([
-            "test",
-            "--no-fail-fast",
-            "--package=lb-tests",
-            "--test",
-            files,
-        ])
+        .args(["test", "--no-fail-fast", "--package=lb-tests", "--test", files])
         .args(args)
         .env("WEIR_BIN", workspace.weir("debug"));
     setup::run_as_root(&mut command)?;
@@ -142,16 +130,8 @@ fn kernel_tests(
 }
 
 fn build_bpf(workspace: &Workspace, deny_warnings: bool) -> Result<()> {
-    let options = bpf::Options {
-        install: false,
-        deny_warnings,
-    };
-    bpf::build(
-        &workspace.root,
-        &workspace.bpf_work(),
-        &workspace.bpf_object(),
-        options,
-    )
+    let options = bpf::Options { install: false, deny_warnings };
+    bpf::build(&workspace.root, &workspace.bpf_work(), &workspace.bpf_object(), options)
 }
 
 fn cargo_test(command: &mut Command, counts: &mut Counts) -> Result<bool> {
@@ -188,11 +168,7 @@ fn report(rows: &[Row]) -> Result<()> {
     let bad: Vec<_> = rows.iter().filter(|row| !row.is_green()).collect();
     // A layer may fail with no failed test: it does not compile, say. The sum must show that too.
     let failed_without_test = bad.iter().filter(|row| row.counts.failed == 0).count() as u64;
-    println!(
-        "\n{} passed, {} failed",
-        total.passed,
-        total.failed + failed_without_test
-    );
+    println!("\n{} passed, {} failed", total.passed, total.failed + failed_without_test);
     if !bad.is_empty() {
         let names: Vec<_> = bad.iter().map(|row| row.layer.to_string()).collect();
         bail!("these layers did not pass: {}", names.join(", "));
@@ -202,12 +178,7 @@ fn report(rows: &[Row]) -> Result<()> {
 
 impl Row {
     fn new(layer: Layer, outcome: Outcome, counts: Counts, time: Duration) -> Self {
-        Self {
-            layer,
-            outcome,
-            counts,
-            time,
-        }
+        Self { layer, outcome, counts, time }
     }
 
     fn is_green(&self) -> bool {
@@ -231,17 +202,9 @@ impl fmt::Display for Row {
             Outcome::NotAsked => ("not asked for", ""),
         };
         let layer = self.layer.to_string();
-        write!(
-            f,
-            "{layer:<8} {word:<13} {:>7.1} s",
-            self.time.as_secs_f64()
-        )?;
+        write!(f, "{layer:<8} {word:<13} {:>7.1} s", self.time.as_secs_f64())?;
         if self.counts != Counts::default() {
-            write!(
-                f,
-                "  {} passed, {} failed",
-                self.counts.passed, self.counts.failed
-            )?;
+            write!(f, "  {} passed, {} failed", self.counts.passed, self.counts.failed)?;
         }
         // The reason may be a whole story; the log above has it.
         match why.lines().next() {
@@ -256,51 +219,25 @@ mod tests {
     use super::*;
 
     fn row(outcome: Outcome, failed: u64) -> Row {
-        let counts = Counts {
-            passed: 2,
-            failed,
-            ignored: 0,
-        };
+        let counts = Counts { passed: 2, failed, ignored: 0 };
         Row::new(Layer::Packet, outcome, counts, Duration::ZERO)
     }
 
     #[test]
     fn layer_is_green_only_if_tests_ran_and_all_of_them_did() {
-        let counts = |passed, failed, ignored| Counts {
-            passed,
-            failed,
-            ignored,
-        };
+        let counts = |passed, failed, ignored| Counts { passed, failed, ignored };
         assert_eq!(verdict(true, counts(3, 0, 0)), Outcome::Passed);
-        assert!(matches!(
-            verdict(true, counts(0, 0, 0)),
-            Outcome::Skipped(_)
-        ));
-        assert!(matches!(
-            verdict(true, counts(3, 0, 1)),
-            Outcome::Skipped(_)
-        ));
-        assert!(matches!(
-            verdict(false, counts(3, 1, 0)),
-            Outcome::Failed(_)
-        ));
-        assert!(matches!(
-            verdict(false, counts(0, 0, 0)),
-            Outcome::Failed(_)
-        ));
+        assert!(matches!(verdict(true, counts(0, 0, 0)), Outcome::Skipped(_)));
+        assert!(matches!(verdict(true, counts(3, 0, 1)), Outcome::Skipped(_)));
+        assert!(matches!(verdict(false, counts(3, 1, 0)), Outcome::Failed(_)));
+        assert!(matches!(verdict(false, counts(0, 0, 0)), Outcome::Failed(_)));
         assert!(matches!(verdict(true, counts(3, 1, 0)), Outcome::Failed(_)));
     }
 
     #[test]
     fn suite_fails_on_a_failed_or_skipped_layer() {
         assert!(report(&[row(Outcome::Passed, 0), row(Outcome::Failed("x".into()), 1)]).is_err());
-        assert!(
-            report(&[
-                row(Outcome::Passed, 0),
-                row(Outcome::Skipped("x".into()), 0)
-            ])
-            .is_err()
-        );
+        assert!(report(&[row(Outcome::Passed, 0), row(Outcome::Skipped("x".into()), 0)]).is_err());
     }
 
     #[test]

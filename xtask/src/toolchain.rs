@@ -40,10 +40,7 @@ impl Toolchain {
     /// Why it cannot build the object; `None`: it can.
     pub fn refusal(&self) -> Option<String> {
         if self.llvm > LLVM {
-            Some(format!(
-                "its LLVM {} is newer than bpf-linker's {LLVM}",
-                self.llvm
-            ))
+            Some(format!("its LLVM {} is newer than bpf-linker's {LLVM}", self.llvm))
         } else if !self.has_sources {
             Some("it has no rust-src".into())
         } else {
@@ -103,10 +100,8 @@ impl Toolchain {
 
 /// Every tool-chain that is here, best first: rustup's nightlies, then the distribution's.
 pub fn probe() -> Vec<Toolchain> {
-    let nightlies = Command::new("rustup")
-        .args(["toolchain", "list"])
-        .stdout_of()
-        .unwrap_or_default();
+    let nightlies =
+        Command::new("rustup").args(["toolchain", "list"]).stdout_of().unwrap_or_default();
     let mut found: Vec<_> = nightlies
         .lines()
         .filter_map(|line| line.split_whitespace().next())
@@ -148,10 +143,7 @@ pub fn bpf_linker_path() -> Result<PathBuf> {
 
 /// bpf-linker's answer to `--version`, if it is built and still runs.
 pub fn bpf_linker_version() -> Option<String> {
-    let version = Command::new(bpf_linker_path().ok()?)
-        .arg("--version")
-        .stdout_of()
-        .ok()?;
+    let version = Command::new(bpf_linker_path().ok()?).arg("--version").stdout_of().ok()?;
     let version = version.trim();
     version.ends_with(BPF_LINKER).then(|| version.to_owned())
 }
@@ -165,29 +157,12 @@ pub fn ensure_bpf_linker(install: bool) -> Result<PathBuf> {
     if !install {
         bail!("bpf-linker {BPF_LINKER} is missing at {}", path.display());
     }
-    let root = path
-        .ancestors()
-        .nth(2)
-        .context("the tool cache is the root directory")?;
-    eprintln!(
-        "installing bpf-linker {BPF_LINKER} into {} (once, a minute or two)",
-        root.display()
-    );
+    let root = path.ancestors().nth(2).context("the tool cache is the root directory")?;
+    eprintln!("installing bpf-linker {BPF_LINKER} into {} (once, a minute or two)", root.display());
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command
-        .args([
-            "install",
-            "bpf-linker",
-            "--version",
-            BPF_LINKER,
-            "--locked",
-            "--force",
-        ])
-        .args([
-            "--no-default-features",
-            "--features",
-            &format!("llvm-{LLVM}"),
-        ])
+        .args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked", "--force"])
+        .args(["--no-default-features", "--features", &format!("llvm-{LLVM}")])
         .arg("--root")
         .arg(root)
         .env("LLVM_PREFIX", llvm_prefix())
@@ -200,9 +175,7 @@ pub fn ensure_bpf_linker(install: bool) -> Result<PathBuf> {
 }
 
 fn llvm_major(version: &str) -> Option<u32> {
-    let line = version
-        .lines()
-        .find_map(|line| line.strip_prefix("LLVM version: "))?;
+    let line = version.lines().find_map(|line| line.strip_prefix("LLVM version: "))?;
     line.split('.').next()?.parse().ok()
 }
 
@@ -222,14 +195,9 @@ fn is_cargo_setting(name: &str) -> bool {
     name == "CARGO"
         || name.starts_with("CARGO_")
             && name != "CARGO_HOME"
-            && ![
-                "CARGO_HTTP_",
-                "CARGO_NET_",
-                "CARGO_REGISTR",
-                "CARGO_SOURCE_",
-            ]
-            .iter()
-            .any(|prefix| name.starts_with(prefix))
+            && !["CARGO_HTTP_", "CARGO_NET_", "CARGO_REGISTR", "CARGO_SOURCE_"]
+                .iter()
+                .any(|prefix| name.starts_with(prefix))
 }
 
 #[cfg(test)]
@@ -251,28 +219,19 @@ mod tests {
 
     #[test]
     fn nightly_with_sources_is_preferred_to_the_distribution() {
-        let found = [
-            toolchain("nightly", 22, true),
-            toolchain("distribution", 22, true),
-        ];
+        let found = [toolchain("nightly", 22, true), toolchain("distribution", 22, true)];
         assert_eq!(choose(&found).unwrap().name, "nightly");
     }
 
     #[test]
     fn nightly_without_sources_gives_way() {
-        let found = [
-            toolchain("nightly", 22, false),
-            toolchain("distribution", 22, true),
-        ];
+        let found = [toolchain("nightly", 22, false), toolchain("distribution", 22, true)];
         assert_eq!(choose(&found).unwrap().name, "distribution");
     }
 
     #[test]
     fn nightly_with_a_newer_llvm_gives_way() {
-        let found = [
-            toolchain("nightly", LLVM + 1, true),
-            toolchain("distribution", 19, true),
-        ];
+        let found = [toolchain("nightly", LLVM + 1, true), toolchain("distribution", 19, true)];
         assert_eq!(choose(&found).unwrap().name, "distribution");
     }
 
@@ -284,29 +243,20 @@ mod tests {
 
     #[test]
     fn llvm_version_is_read_from_the_compilers_own_words() {
-        assert_eq!(
-            llvm_major("rustc 1.96.0\nrelease: 1.96.0\nLLVM version: 22.1.8\n"),
-            Some(22)
-        );
+        assert_eq!(llvm_major("rustc 1.96.0\nrelease: 1.96.0\nLLVM version: 22.1.8\n"), Some(22));
         assert_eq!(llvm_major("rustc 1.96.0\n"), None);
     }
 
     #[test]
     fn only_the_registry_settings_of_cargo_survive() {
-        for kept in [
-            "CARGO_HOME",
-            "CARGO_NET_OFFLINE",
-            "CARGO_HTTP_PROXY",
-            "CARGO_REGISTRIES_X_INDEX",
-        ] {
+        for kept in
+            ["CARGO_HOME", "CARGO_NET_OFFLINE", "CARGO_HTTP_PROXY", "CARGO_REGISTRIES_X_INDEX"]
+        {
             assert!(!is_cargo_setting(kept), "{kept}");
         }
-        for dropped in [
-            "CARGO",
-            "CARGO_TARGET_DIR",
-            "CARGO_ENCODED_RUSTFLAGS",
-            "CARGO_BUILD_TARGET",
-        ] {
+        for dropped in
+            ["CARGO", "CARGO_TARGET_DIR", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET"]
+        {
             assert!(is_cargo_setting(dropped), "{dropped}");
         }
     }

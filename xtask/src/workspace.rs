@@ -21,9 +21,8 @@ impl Workspace {
             .parent()
             .context("xtask lies in no workspace")?
             .to_owned();
-        let text = cargo(&root)
-            .args(["metadata", "--format-version=1", "--no-deps"])
-            .stdout_of()?;
+        let text =
+            cargo(&root).args(["metadata", "--format-version=1", "--no-deps"]).stdout_of()?;
         let metadata: serde_json::Value =
             serde_json::from_str(&text).context("read cargo's metadata")?;
         let target = metadata["target_directory"]
@@ -58,9 +57,7 @@ impl Workspace {
 pub fn tool_cache() -> Result<PathBuf> {
     let base = match env::var_os("XDG_CACHE_HOME") {
         Some(dir) if !dir.is_empty() => PathBuf::from(dir),
-        _ => env::home_dir()
-            .context("neither XDG_CACHE_HOME nor HOME is set")?
-            .join(".cache"),
+        _ => env::home_dir().context("neither XDG_CACHE_HOME nor HOME is set")?.join(".cache"),
     };
     Ok(base.join("weir/tools"))
 }

@@ -97,13 +97,8 @@ impl Table {
     /// greatest weight counts. Without backends no slot has an owner.
     pub fn build(backends: &[Backend], slots: u16, seed: &Seed) -> Self {
         let first = vec![NONE; slots.into()].into();
-        let mut table = Self {
-            seed: *seed,
-            backends: Vec::new(),
-            left_out: 0,
-            first,
-            moved: Vec::new(),
-        };
+        let mut table =
+            Self { seed: *seed, backends: Vec::new(), left_out: 0, first, moved: Vec::new() };
         table.update(backends);
         table
     }
@@ -192,18 +187,12 @@ impl Table {
     /// least its share rounded up, so that all slots find room.
     fn capacities(&self) -> Vec<u32> {
         let slots = self.slots() as u64;
-        let total: u64 = self
-            .backends
-            .iter()
-            .map(|b| u64::from(b.weight.get()))
-            .sum();
+        let total: u64 = self.backends.iter().map(|b| u64::from(b.weight.get())).sum();
         let tight = slots >= TIGHT_SHARE * self.backends.len() as u64;
         let bound = if tight { TIGHT_BOUND } else { BOUND };
         let capacity = |b: &Backend| {
             let share = slots * u64::from(b.weight.get());
-            share
-                .div_ceil(total)
-                .max(share * (100 + bound) / (100 * total)) as u32
+            share.div_ceil(total).max(share * (100 + bound) / (100 * total)) as u32
         };
         self.backends.iter().map(capacity).collect()
     }
@@ -255,10 +244,6 @@ fn choose(backends: &[Backend], slots: usize, seed: &Seed) -> (Vec<Backend>, usi
 fn compare(old: &[Backend], new: &[Backend]) -> (Vec<u16>, Vec<u16>) {
     let index_in = |set: &[Backend], b| set.binary_search(b).map_or(NONE, |i| i as u16);
     let new_index = old.iter().map(|b| index_in(new, b)).collect();
-    let added = (0..)
-        .zip(new)
-        .filter(|(_, b)| index_in(old, b) == NONE)
-        .map(|(i, _)| i)
-        .collect();
+    let added = (0..).zip(new).filter(|(_, b)| index_in(old, b) == NONE).map(|(i, _)| i).collect();
     (new_index, added)
 }

@@ -37,14 +37,8 @@ impl Table {
                     }
                 }
             }
-            let others = preferred
-                .into_iter()
-                .filter(|&other| other != heir)
-                .flatten();
-            let followers = heir
-                .into_iter()
-                .chain(others)
-                .map(|(_, Reverse(index))| index);
+            let others = preferred.into_iter().filter(|&other| other != heir).flatten();
+            let followers = heir.into_iter().chain(others).map(|(_, Reverse(index))| index);
             let mut ranks = [None; RANKS];
             for (rank, index) in ranks.iter_mut().zip(owner.into_iter().chain(followers)) {
                 *rank = Some(index);

@@ -84,10 +84,7 @@ pub(super) struct Columns {
 impl Columns {
     pub fn new(seed: &Seed, backends: &[Backend]) -> Self {
         Self {
-            columns: (0..)
-                .zip(backends)
-                .map(|(i, b)| Column::new(seed, i, b))
-                .collect(),
+            columns: (0..).zip(backends).map(|(i, b)| Column::new(seed, i, b)).collect(),
             equal_weights: backends.windows(2).all(|w| w[0].weight == w[1].weight),
         }
     }
@@ -100,10 +97,7 @@ impl Columns {
     /// of the whole.
     pub fn subset(&self, indices: &[u16]) -> Self {
         Self {
-            columns: indices
-                .iter()
-                .map(|&i| self.columns[usize::from(i)])
-                .collect(),
+            columns: indices.iter().map(|&i| self.columns[usize::from(i)]).collect(),
             equal_weights: self.equal_weights,
         }
     }
@@ -293,10 +287,7 @@ mod tests {
             };
             let off = got as f64 / 2f64.powi(LOG_BITS as i32) - exact;
             assert!(off > -1e-13, "{hash:#x}: too small by {off:e}");
-            assert!(
-                got >= !hash >> (64 - LOG_BITS),
-                "{hash:#x}: below the bound"
-            );
+            assert!(got >= !hash >> (64 - LOG_BITS), "{hash:#x}: below the bound");
             assert!(off < 2f64.powi(-22), "{hash:#x}: off by {off:e}");
             assert!(
                 off < exact * 2f64.powi(-10) + 2f64.powi(-(LOG_BITS as i32)),

@@ -32,10 +32,7 @@ pub(super) fn settle(columns: &Columns, first: &[u16], capacity: &[u32]) -> Vec<
     while let Some(slot) = round.free.pop() {
         round.ask_next(slot);
     }
-    let moved = (0..)
-        .zip(&round.owner)
-        .zip(first)
-        .filter(|((_, owner), first)| owner != first);
+    let moved = (0..).zip(&round.owner).zip(first).filter(|((_, owner), first)| owner != first);
     moved.map(|((slot, &owner), _)| (slot, owner)).collect()
 }
 
@@ -63,24 +60,14 @@ impl Round<'_> {
                 asking[i].push(slot);
             }
         }
-        for (i, slots) in asking
-            .iter()
-            .enumerate()
-            .filter(|(_, slots)| !slots.is_empty())
-        {
+        for (i, slots) in asking.iter().enumerate().filter(|(_, slots)| !slots.is_empty()) {
             let mut asking = Vec::with_capacity(slots.len());
-            self.columns
-                .subset(&[i as u16])
-                .best(slots, |slot, _, score| {
-                    asking.push(Reverse((score, Reverse(slot))));
-                });
+            self.columns.subset(&[i as u16]).best(slots, |slot, _, score| {
+                asking.push(Reverse((score, Reverse(slot))));
+            });
             let capacity = self.capacity[i] as usize;
             asking.select_nth_unstable(capacity);
-            self.free.extend(
-                asking
-                    .drain(capacity..)
-                    .map(|Reverse((_, Reverse(slot)))| slot),
-            );
+            self.free.extend(asking.drain(capacity..).map(|Reverse((_, Reverse(slot)))| slot));
             self.held[i] = asking.into();
             self.load[i] = self.capacity[i];
         }
@@ -126,7 +113,6 @@ impl Round<'_> {
     /// The slots of a backend that has become full without refusing any.
     fn holdings(&self, index: u16) -> Held {
         let own = (0..).zip(&self.owner).filter(|&(_, &owner)| owner == index);
-        own.map(|(slot, _)| Reverse((self.columns.score(slot, index), Reverse(slot))))
-            .collect()
+        own.map(|(slot, _)| Reverse((self.columns.score(slot, index), Reverse(slot)))).collect()
     }
 }

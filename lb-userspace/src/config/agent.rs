@@ -45,8 +45,18 @@ pub struct AgentDraft {
 /// Reads `spec`. `path` is the file's: a relative `seedFile` is looked for beside it.
 pub fn read(spec: &Value<'_>, path: &Path, overrides: &Overrides) -> Option<AgentDraft> {
     let fields = spec.fields(&[
-        "node", "uplinks", "egressDevices", "tunnelPort", "vni", "seed", "seedFile", "defaultSlots",
-        "pinDir", "stateDir", "limits", "peers",
+        "node",
+        "uplinks",
+        "egressDevices",
+        "tunnelPort",
+        "vni",
+        "seed",
+        "seedFile",
+        "defaultSlots",
+        "pinDir",
+        "stateDir",
+        "limits",
+        "peers",
     ])?;
     let place_of = |name: &str| fields.get(name).map_or(spec.place.clone(), |value| value.place);
     let (peer_interval, peer_fall, peer_rise) = read_peers(&fields);

@@ -100,13 +100,15 @@ fn read_object(
         version.word(&[(API_VERSION, Some(()))]);
     }
     let kinds = [
-        ("Agent", Some(Kind::Agent)), ("Node", Some(Kind::Node)),
-        ("Frontend", Some(Kind::Frontend)), ("AddressPool", None), ("BgpPeer", None),
+        ("Agent", Some(Kind::Agent)),
+        ("Node", Some(Kind::Node)),
+        ("Frontend", Some(Kind::Frontend)),
+        ("AddressPool", None),
+        ("BgpPeer", None),
     ];
     let kind = fields.required("kind").and_then(|value| value.word(&kinds));
     let metadata = fields.required("metadata");
-    let metadata =
-        metadata.and_then(|value| value.fields(&["name", "labels", "annotations"]));
+    let metadata = metadata.and_then(|value| value.fields(&["name", "labels", "annotations"]));
     let name = metadata.as_ref().and_then(|metadata| metadata.required("name"));
     let labels = metadata.as_ref().and_then(|metadata| metadata.get("labels"));
     let labels = labels.and_then(|value| value.string_map()).unwrap_or_default();
@@ -156,7 +158,10 @@ fn single_agent<'d>(
     };
     for other in others {
         let line = first.place.at.line;
-        report.error(&other.place, format!("a second Agent beside that of line {line}; allowed: one"));
+        report.error(
+            &other.place,
+            format!("a second Agent beside that of line {line}; allowed: one"),
+        );
     }
     Some(first)
 }
@@ -192,7 +197,10 @@ fn place_members(
             Some(owner) if member.node.is_empty() => member.node = (*owner).to_owned(),
             Some(owner) if member.node != *owner => report.error(
                 place,
-                format!("{} is Node/{owner}'s own address, not `{}`'s", member.address, member.node),
+                format!(
+                    "{} is Node/{owner}'s own address, not `{}`'s",
+                    member.address, member.node
+                ),
             ),
             _ => {}
         }
@@ -285,9 +293,9 @@ fn check_ports(drafts: &Drafts, report: &Report) {
 fn check_probe(draft: &FrontendDraft, report: &Report) {
     let Some(check) = &draft.object.check else { return };
     let ports = &draft.object.ports;
-    let unanswered = ports.iter().find(|udp| {
-        udp.protocol == Protocol::Udp && !ports.iter().any(|tcp| tcp.same_server(udp))
-    });
+    let unanswered = ports
+        .iter()
+        .find(|udp| udp.protocol == Protocol::Udp && !ports.iter().any(|tcp| tcp.same_server(udp)));
     if let (None, Some(udp)) = (check.port, unanswered) {
         report.error(
             &draft.check,

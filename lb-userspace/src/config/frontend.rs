@@ -44,7 +44,14 @@ pub struct FrontendDraft {
 /// Reads `spec`.
 pub fn read(name: String, spec: &Value<'_>) -> Option<FrontendDraft> {
     let fields = spec.fields(&[
-        "addresses", "ports", "pool", "delivery", "healthCheck", "slots", "sessionAffinity", "echo",
+        "addresses",
+        "ports",
+        "pool",
+        "delivery",
+        "healthCheck",
+        "slots",
+        "sessionAffinity",
+        "echo",
     ])?;
     let (addresses, address_places) = read_addresses(&fields).into_iter().unzip();
     let (ports, port_places) = read_ports(&fields).into_iter().unzip();
@@ -103,8 +110,7 @@ fn read_ports(spec: &Fields<'_>) -> Vec<(FrontendPort, Place)> {
         }
         let protocols =
             [("TCP", Some(Protocol::Tcp)), ("UDP", Some(Protocol::Udp)), ("SCTP", None)];
-        let protocol =
-            fields.read_or("protocol", Protocol::Tcp, |value| value.word(&protocols));
+        let protocol = fields.read_or("protocol", Protocol::Tcp, |value| value.word(&protocols));
         let port = fields.required("port").and_then(|value| value.port());
         let target = fields.get("targetPort").map(|value| value.port());
         let Some(port) = port else { continue };
@@ -148,9 +154,8 @@ fn read_member(value: &Value<'_>) -> Option<(PoolMember, Place)> {
     let fields = value.fields(&["address", "port", "weight", "node"])?;
     let address = fields.required("address").and_then(|value| read_unicast(&value));
     let port = fields.get("port").map(|value| value.port());
-    let weight = fields.read_or("weight", DEFAULT_WEIGHT, |value| {
-        value.integer(1..=i64::from(u16::MAX))
-    });
+    let weight =
+        fields.read_or("weight", DEFAULT_WEIGHT, |value| value.integer(1..=i64::from(u16::MAX)));
     let node = fields.get("node").map(|value| value.name());
     let node = node.flatten().unwrap_or_default();
     let member = PoolMember { address: address?, port: port.flatten(), weight, node };
@@ -160,8 +165,17 @@ fn read_member(value: &Value<'_>) -> Option<(PoolMember, Place)> {
 fn read_check(value: &Value<'_>) -> Option<Check> {
     const HTTP: [&str; 4] = ["path", "host", "acceptStatus", "insecureSkipVerify"];
     let fields = value.fields(&[
-        "type", "port", "path", "host", "interval", "timeout", "rise", "fall", "jitter",
-        "acceptStatus", "insecureSkipVerify",
+        "type",
+        "port",
+        "path",
+        "host",
+        "interval",
+        "timeout",
+        "rise",
+        "fall",
+        "jitter",
+        "acceptStatus",
+        "insecureSkipVerify",
     ])?;
     let kinds = [("TCP", Some(0)), ("HTTP", Some(1)), ("HTTPS", Some(2)), ("GRPC", None)];
     let kind = fields.required("type").and_then(|value| value.word(&kinds));
@@ -180,8 +194,7 @@ fn read_check(value: &Value<'_>) -> Option<Check> {
         Some(1) => CheckKind::Http(http),
         _ => CheckKind::Https { http, verify: !skip_verify },
     };
-    let interval =
-        fields.read_or("interval", DEFAULT_INTERVAL, |value| value.duration(INTERVAL));
+    let interval = fields.read_or("interval", DEFAULT_INTERVAL, |value| value.duration(INTERVAL));
     // A short interval alone must not make the default timeout an error.
     let timeout = fields.read_or("timeout", DEFAULT_TIMEOUT.min(interval), |value| {
         let timeout = value.duration(TIMEOUT)?;
@@ -220,9 +233,10 @@ fn read_http(check: &Fields<'_>) -> HttpCheck {
         }
         Some(host.to_owned())
     });
-    let accept = check.get("acceptStatus").and_then(|value| value.filled_list()).map(|list| {
-        list.iter().filter_map(read_status).collect()
-    });
+    let accept = check
+        .get("acceptStatus")
+        .and_then(|value| value.filled_list())
+        .map(|list| list.iter().filter_map(read_status).collect());
     HttpCheck { path: path.to_owned(), host, accept: accept.unwrap_or(vec![DEFAULT_ACCEPT]) }
 }
 

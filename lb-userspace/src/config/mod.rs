@@ -220,6 +220,5 @@ fn read_unicast(value: &Value<'_>) -> Option<IpAddr> {
     }
 }
 
-
 #[cfg(test)]
 mod tests;

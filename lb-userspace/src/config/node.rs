@@ -18,10 +18,8 @@ pub struct NodeDraft {
 
 /// Reads `spec`; the labels are of the metadata.
 pub fn read(name: String, labels: BTreeMap<String, String>, spec: &Value<'_>) -> NodeDraft {
-    let mut draft = NodeDraft {
-        node: Node { name, addresses: Vec::new(), labels },
-        addresses: Vec::new(),
-    };
+    let mut draft =
+        NodeDraft { node: Node { name, addresses: Vec::new(), labels }, addresses: Vec::new() };
     let list = spec
         .fields(&["addresses"])
         .and_then(|spec| spec.required("addresses"))

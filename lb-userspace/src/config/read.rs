@@ -2,16 +2,11 @@
 //! goes on.
 
 use std::{
-    cell::RefCell,
-    collections::BTreeMap,
-    fmt::Display,
-    net::IpAddr,
-    ops::RangeInclusive,
-    path::PathBuf,
-    time::Duration,
+    cell::RefCell, collections::BTreeMap, fmt::Display, net::IpAddr, ops::RangeInclusive,
+    path::PathBuf, time::Duration,
 };
 
-use saphyr::{AnnotatedMappingOwned, Marker, MarkedYamlOwned, ScalarOwned, YamlDataOwned};
+use saphyr::{AnnotatedMappingOwned, MarkedYamlOwned, Marker, ScalarOwned, YamlDataOwned};
 
 use super::{ConfigError, Position};
 
@@ -122,9 +117,8 @@ impl<'n> Value<'n> {
     /// A list; `None` where it is something else.
     pub fn list(&self) -> Option<Vec<Value<'n>>> {
         let YamlDataOwned::Sequence(nodes) = &self.node.data else { return self.wrong("a list") };
-        let value = |(index, node)| {
-            Value::new(node, format!("{}[{index}]", self.place.field), self.report)
-        };
+        let value =
+            |(index, node)| Value::new(node, format!("{}[{index}]", self.place.field), self.report);
         Some(nodes.iter().enumerate().map(value).collect())
     }
 
@@ -376,7 +370,8 @@ mod tests {
 
     #[test]
     fn durations_are_whole_numbers_with_a_unit() {
-        for (text, milliseconds) in [("500ms", 500), ("2s", 2000), ("3m", 180_000), ("1h", 3_600_000)]
+        for (text, milliseconds) in
+            [("500ms", 500), ("2s", 2000), ("3m", 180_000), ("1h", 3_600_000)]
         {
             assert_eq!(parse_duration(text), Some(Duration::from_millis(milliseconds)), "{text}");
         }

@@ -190,7 +190,10 @@ impl FrontendPort {
 pub enum Pool {
     Members(Vec<PoolMember>),
     /// Every node that matches, by its own address and the target port.
-    Nodes { selector: Selector, weight: u16 },
+    Nodes {
+        selector: Selector,
+        weight: u16,
+    },
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]

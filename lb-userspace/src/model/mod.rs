@@ -11,9 +11,7 @@ pub use intent::{
 };
 
 /// Something that cannot be served as asked. It costs only its own object, and is shown in status.
-#[derive(
-    Clone, Debug, Eq, Ord, PartialEq, PartialOrd, serde::Deserialize, serde::Serialize,
-)]
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd, serde::Deserialize, serde::Serialize)]
 pub struct Problem {
     /// Kind and name of the object, such as `Frontend/api`.
     pub object: String,

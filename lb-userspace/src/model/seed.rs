@@ -35,7 +35,10 @@ mod tests {
     /// Nodes of different builds must agree; changing this displaces every flow.
     #[test]
     fn seed_of_a_text_is_golden() {
-        assert_eq!(u128::from_le_bytes(seed_from("correct horse")), 0xca06966a432bf4010e55876c131a5e09);
+        assert_eq!(
+            u128::from_le_bytes(seed_from("correct horse")),
+            0xca06966a432bf4010e55876c131a5e09
+        );
     }
 
     #[test]

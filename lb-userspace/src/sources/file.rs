@@ -181,7 +181,9 @@ fn succeed(old: &Intent, mut new: Intent) -> Result<(Intent, Vec<String>), Vec<S
     let restarts = changed_settings(&old.agent, &new.agent)
         .into_iter()
         .map(|field| {
-            format!("Agent spec.{field} changed, which needs a restart; the former value is in force")
+            format!(
+                "Agent spec.{field} changed, which needs a restart; the former value is in force"
+            )
         })
         .collect();
     // Only `default_slots` may change while the agent runs.
@@ -219,9 +221,10 @@ fn keep_slots(old: &Intent, new: &mut Intent) -> Result<(), Vec<String>> {
 fn keys(
     object: &crate::model::FrontendObject,
 ) -> impl Iterator<Item = (std::net::IpAddr, u16, Protocol)> {
-    object.addresses.iter().flat_map(|address| {
-        object.ports.iter().map(|port| (*address, port.port, port.protocol))
-    })
+    object
+        .addresses
+        .iter()
+        .flat_map(|address| object.ports.iter().map(|port| (*address, port.port, port.protocol)))
 }
 
 /// Names, as in the file, of the settings that differ and need a restart.

@@ -18,11 +18,6 @@ pub struct Goal {
 
 impl Goal {
     pub fn at_most(name: impl Into<String>, at_most: f64, measured: f64) -> Self {
-        Self {
-            name: name.into(),
-            at_most,
-            measured,
-            met: measured <= at_most,
-        }
+        Self { name: name.into(), at_most, measured, met: measured <= at_most }
     }
 }

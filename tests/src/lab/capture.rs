@@ -77,13 +77,8 @@ impl Capture {
                 }
             }
         };
-        let thread = std::thread::Builder::new()
-            .name("lab-capture".into())
-            .spawn(record)?;
-        Ok(Self {
-            shared,
-            thread: Some(thread),
-        })
+        let thread = std::thread::Builder::new().name("lab-capture".into()).spawn(record)?;
+        Ok(Self { shared, thread: Some(thread) })
     }
 
     /// What was seen so far, oldest first.
@@ -106,12 +101,7 @@ impl Capture {
         for frame in self.frames() {
             let since = frame.at.duration_since(UNIX_EPOCH).unwrap_or_default();
             let lengths = [frame.bytes.len() as u32, frame.length as u32];
-            for word in [
-                since.as_secs() as u32,
-                since.subsec_micros(),
-                lengths[0],
-                lengths[1],
-            ] {
+            for word in [since.as_secs() as u32, since.subsec_micros(), lengths[0], lengths[1]] {
                 file.write_all(&word.to_le_bytes())?;
             }
             file.write_all(&frame.bytes)?;
@@ -143,19 +133,12 @@ impl Kept {
             self.forgotten += 1;
         }
         let bytes = frame[..frame.len().min(SNAP_LENGTH)].to_vec();
-        self.frames.push_back(Frame {
-            at: SystemTime::now(),
-            bytes,
-            length: frame.len(),
-        });
+        self.frames.push_back(Frame { at: SystemTime::now(), bytes, length: frame.len() });
     }
 }
 
 fn wait_on(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::NetworkDown
-    )
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::NetworkDown)
 }
 
 /// A packet socket bound to one device of the calling thread's network.

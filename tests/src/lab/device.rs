@@ -20,23 +20,13 @@ pub struct Offload {
 }
 
 /// Checksums left to the device: off means that every frame on the wire carries a right one.
-pub const TX_CHECKSUM: Offload = Offload {
-    name: "tx-checksumming",
-    get: 0x16,
-    set: 0x17,
-};
+pub const TX_CHECKSUM: Offload = Offload { name: "tx-checksumming", get: 0x16, set: 0x17 };
 /// Frames above the MTU that the device is to cut.
-pub const TCP_SEGMENTATION: Offload = Offload {
-    name: "tcp-segmentation-offload",
-    get: 0x1e,
-    set: 0x1f,
-};
+pub const TCP_SEGMENTATION: Offload =
+    Offload { name: "tcp-segmentation-offload", get: 0x1e, set: 0x1f };
 /// Frames above the MTU that the driver's edge is to cut.
-pub const GENERIC_SEGMENTATION: Offload = Offload {
-    name: "generic-segmentation-offload",
-    get: 0x23,
-    set: 0x24,
-};
+pub const GENERIC_SEGMENTATION: Offload =
+    Offload { name: "generic-segmentation-offload", get: 0x23, set: 0x24 };
 
 /// All that lets a frame reach the wire unfinished: `ethtool -K DEV tx off tso off gso off`.
 pub const UNFINISHED_FRAMES: [Offload; 3] = [TX_CHECKSUM, TCP_SEGMENTATION, GENERIC_SEGMENTATION];
@@ -53,42 +43,21 @@ struct EthtoolValue {
 /// Switches every offload of [`UNFINISHED_FRAMES`] off and checks that it is.
 pub fn finish_frames(name: &str) -> Result<()> {
     for offload in UNFINISHED_FRAMES {
-        ethtool(
-            name,
-            EthtoolValue {
-                command: offload.set,
-                data: 0,
-            },
-        )
-        .with_context(|| format!("switch {} off on {name}", offload.name))?;
-        ensure!(
-            !offload_is_on(name, offload)?,
-            "{} stays on at {name}",
-            offload.name
-        );
+        ethtool(name, EthtoolValue { command: offload.set, data: 0 })
+            .with_context(|| format!("switch {} off on {name}", offload.name))?;
+        ensure!(!offload_is_on(name, offload)?, "{} stays on at {name}", offload.name);
     }
     Ok(())
 }
 
 /// Whether an offload of a device is on.
 pub fn offload_is_on(name: &str, offload: Offload) -> Result<bool> {
-    let value = ethtool(
-        name,
-        EthtoolValue {
-            command: offload.get,
-            data: 0,
-        },
-    );
+    let value = ethtool(name, EthtoolValue { command: offload.get, data: 0 });
     Ok(value.with_context(|| format!("read {} of {name}", offload.name))? != 0)
 }
 
 fn ethtool(name: &str, mut value: EthtoolValue) -> io::Result<u32> {
-    let any = socket(
-        AddressFamily::Inet,
-        SockType::Datagram,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
+    let any = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     // SAFETY: all-zero bytes are a valid `ifreq`.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if name.len() >= request.ifr_name.len() {
@@ -100,11 +69,7 @@ fn ethtool(name: &str, mut value: EthtoolValue) -> io::Result<u32> {
     request.ifr_ifru.ifru_data = (&raw mut value).cast();
     // SAFETY: `request` names a device and points to `value`, which the command reads and writes; both live on.
     let done = unsafe { libc::ioctl(any.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) };
-    if done < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(value.data)
-    }
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(value.data) }
 }
 
 /// What a [`Verdict`] program says of every frame (`enum xdp_action`).
@@ -129,9 +94,10 @@ impl Gate {
             attach_type: BPF_XDP,
             flags: XDP_FLAGS_DRV_MODE,
         };
-        Ok(Self(bpf(BPF_LINK_CREATE, &link).with_context(|| {
-            format!("attach XDP to {name} in native mode")
-        })?))
+        Ok(Self(
+            bpf(BPF_LINK_CREATE, &link)
+                .with_context(|| format!("attach XDP to {name} in native mode"))?,
+        ))
     }
 
     /// Changes the verdict between two frames; the device has a program all along.
@@ -199,18 +165,8 @@ struct LinkUpdate {
 /// Loads `r0 = verdict; exit`.
 fn load(verdict: Verdict) -> Result<OwnedFd> {
     let code = [
-        Instruction {
-            code: 0xb7,
-            registers: 0,
-            offset: 0,
-            immediate: verdict as i32,
-        },
-        Instruction {
-            code: 0x95,
-            registers: 0,
-            offset: 0,
-            immediate: 0,
-        },
+        Instruction { code: 0xb7, registers: 0, offset: 0, immediate: verdict as i32 },
+        Instruction { code: 0x95, registers: 0, offset: 0, immediate: 0 },
     ];
     let license = c"Apache-2.0";
     let program = ProgLoad {
@@ -235,9 +191,5 @@ fn bpf_call<T>(command: libc::c_int, attributes: &T) -> io::Result<RawFd> {
     let (pointer, size) = (std::ptr::from_ref(attributes), size_of::<T>());
     // SAFETY: the kernel reads `size` bytes at `pointer`; the buffers that they name outlive the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, pointer, size) };
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result as RawFd)
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as RawFd) }
 }

@@ -52,18 +52,8 @@ impl Host {
         forwarding: Forwarding,
     ) -> Result<Self> {
         let namespace = Namespace::new(name).with_context(|| format!("make host {name}"))?;
-        let host = Self {
-            name: name.to_owned(),
-            namespace,
-            v4,
-            v6,
-            processes: Mutex::default(),
-        };
-        let on = if forwarding == Forwarding::On {
-            "1"
-        } else {
-            "0"
-        };
+        let host = Self { name: name.to_owned(), namespace, v4, v6, processes: Mutex::default() };
+        let on = if forwarding == Forwarding::On { "1" } else { "0" };
         // First of all: switching forwarding resets other settings of IPv4.
         host.sysctl("net/ipv4/ip_forward", on)?;
         host.sysctl("net/ipv6/conf/all/forwarding", on)?;
@@ -125,10 +115,7 @@ impl Host {
     pub fn start(&self, command: Command) -> Result<Process> {
         let what = format!("start {:?} on {}", command.get_program(), self.name);
         let child = self.namespace.start(command).context(what)?;
-        let process = Process {
-            id: child.id(),
-            child: Arc::new(Mutex::new(child)),
-        };
+        let process = Process { id: child.id(), child: Arc::new(Mutex::new(child)) };
         self.processes().push(process.clone());
         Ok(process)
     }
@@ -140,9 +127,7 @@ impl Host {
     }
 
     fn processes(&self) -> MutexGuard<'_, Vec<Process>> {
-        self.processes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.processes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A directory for the host's files that ends with the lab; it survives power-off. Valid from every process and thread.
@@ -227,12 +212,8 @@ impl Process {
     /// Kills the process (SIGKILL) and waits until it is gone. Nothing happens to one that has ended.
     pub fn kill(&self) -> Result<()> {
         let mut child = self.child();
-        child
-            .kill()
-            .with_context(|| format!("kill process {}", self.id))?;
-        child
-            .wait()
-            .with_context(|| format!("wait for process {}", self.id))?;
+        child.kill().with_context(|| format!("kill process {}", self.id))?;
+        child.wait().with_context(|| format!("wait for process {}", self.id))?;
         Ok(())
     }
 

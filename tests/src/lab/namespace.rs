@@ -58,33 +58,23 @@ impl Namespace {
         let (made_tx, made) = mpsc::channel();
         let (jobs, queue) = mpsc::channel::<Command>();
         let (started_tx, started) = mpsc::channel();
-        let keeper = thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || {
-                let failed = made_tx.send(make().map(|fds| (fds, gettid()))).is_err();
-                while let (false, Ok(mut command)) = (failed, queue.recv()) {
-                    if started_tx.send(command.spawn()).is_err() {
-                        return;
-                    }
+        let keeper = thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let failed = made_tx.send(make().map(|fds| (fds, gettid()))).is_err();
+            while let (false, Ok(mut command)) = (failed, queue.recv()) {
+                if started_tx.send(command.spawn()).is_err() {
+                    return;
                 }
-            })?;
+            }
+        })?;
         let (fds, keeper_id) = made.recv().context("the keeper thread ended early")??;
         let started = std::sync::Mutex::new(started);
-        Ok(Self {
-            fds: Arc::new(fds),
-            keeper: Some(keeper),
-            keeper_id,
-            jobs: Some(jobs),
-            started,
-        })
+        Ok(Self { fds: Arc::new(fds), keeper: Some(keeper), keeper_id, jobs: Some(jobs), started })
     }
 
     /// Runs `work` on a thread of its own inside the namespaces and returns its value. A panic inside is passed on.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let inside = || {
-            self.fds
-                .enter()
-                .expect("root may enter namespaces that it holds open");
+            self.fds.enter().expect("root may enter namespaces that it holds open");
             work()
         };
         match thread::scope(|scope| scope.spawn(inside).join()) {
@@ -101,8 +91,7 @@ impl Namespace {
     ) -> io::Result<JoinHandle<T>> {
         let fds = Arc::clone(&self.fds);
         thread::Builder::new().name(name.to_owned()).spawn(move || {
-            fds.enter()
-                .expect("root may enter namespaces that it holds open");
+            fds.enter().expect("root may enter namespaces that it holds open");
             work()
         })
     }
@@ -126,10 +115,7 @@ impl Namespace {
 
     /// Starts a command from the keeper thread, so that the kernel kills it when this namespace or this process ends.
     pub fn start(&self, command: Command) -> Result<Child> {
-        let started = self
-            .started
-            .lock()
-            .map_err(|_| anyhow!("an earlier start panicked"))?;
+        let started = self.started.lock().map_err(|_| anyhow!("an earlier start panicked"))?;
         let jobs = self.jobs.as_ref().context("the namespace is going away")?;
         jobs.send(command).context("the keeper thread ended")?;
         Ok(started.recv().context("the keeper thread ended")??)
@@ -205,38 +191,19 @@ fn make() -> Result<Fds> {
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
         .context("make a network and a mount namespace (needs CAP_SYS_ADMIN)")?;
     // "Slave": what is unmounted outside disappears here too, what is mounted here stays here.
-    mount(
-        None::<&str>,
-        "/",
-        None::<&str>,
-        MsFlags::MS_REC | MsFlags::MS_SLAVE,
-        None::<&str>,
-    )
-    .context("separate the mounts")?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)
+        .context("separate the mounts")?;
     mount_new("sysfs", "/sys")?;
     mount_new("tmpfs", "/sys/fs")?;
-    for (kind, place) in [
-        ("bpf", BPF_FS),
-        ("cgroup2", "/sys/fs/cgroup"),
-        ("tmpfs", DISK),
-    ] {
+    for (kind, place) in [("bpf", BPF_FS), ("cgroup2", "/sys/fs/cgroup"), ("tmpfs", DISK)] {
         fs::create_dir(place).with_context(|| format!("create {place}"))?;
         mount_new(kind, place)?;
     }
     let open = |kind: &str| File::open(format!("/proc/thread-self/ns/{kind}")).map(OwnedFd::from);
-    Ok(Fds {
-        net: open("net")?,
-        mount: open("mnt")?,
-    })
+    Ok(Fds { net: open("net")?, mount: open("mnt")? })
 }
 
 fn mount_new(kind: &str, place: &str) -> Result<()> {
-    mount(
-        Some("weir-lab"),
-        place,
-        Some(kind),
-        MsFlags::empty(),
-        None::<&str>,
-    )
-    .with_context(|| format!("mount {kind} on {place}"))
+    mount(Some("weir-lab"), place, Some(kind), MsFlags::empty(), None::<&str>)
+        .with_context(|| format!("mount {kind} on {place}"))
 }

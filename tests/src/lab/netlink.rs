@@ -46,9 +46,7 @@ impl Netlink {
         work: impl AsyncFnOnce(&Netlink) -> Result<T> + Send,
     ) -> Result<T> {
         namespace.run(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
                 let (connection, handle, _) = rtnetlink::new_connection()?;
                 tokio::spawn(connection);
@@ -60,20 +58,13 @@ impl Netlink {
     /// Makes a bridge that floods multicast (no snooping) and brings it up.
     pub async fn bridge(&self, name: &str) -> Result<()> {
         let bridge = LinkBridge::new(name).mcast_snooping(false).up().build();
-        self.0
-            .link()
-            .add(bridge)
-            .execute()
-            .await
-            .with_context(|| format!("make bridge {name}"))
+        self.0.link().add(bridge).execute().await.with_context(|| format!("make bridge {name}"))
     }
 
     /// Makes a veth pair: `name` here, `peer` in the namespace that `peer_net` holds.
     pub async fn veth(&self, name: &str, peer: &str, peer_net: RawFd) -> Result<()> {
-        let far_end = LinkMessageBuilder::<LinkUnspec>::new()
-            .name(peer)
-            .setns_by_fd(peer_net)
-            .build();
+        let far_end =
+            LinkMessageBuilder::<LinkUnspec>::new().name(peer).setns_by_fd(peer_net).build();
         let pair = LinkVeth::new(name, peer).set_info_data(InfoData::Veth(InfoVeth::Peer(far_end)));
         self.0
             .link()
@@ -84,40 +75,26 @@ impl Netlink {
     }
 
     pub async fn up(&self, name: &str) -> Result<()> {
-        self.change(name, LinkUnspec::new_with_name(name).up().build())
-            .await
+        self.change(name, LinkUnspec::new_with_name(name).up().build()).await
     }
 
     pub async fn down(&self, name: &str) -> Result<()> {
-        self.change(name, LinkUnspec::new_with_name(name).down().build())
-            .await
+        self.change(name, LinkUnspec::new_with_name(name).down().build()).await
     }
 
     /// Makes `name` a port of `bridge`.
     pub async fn join(&self, name: &str, bridge: &str) -> Result<()> {
         let bridge = index(bridge)?;
-        self.change(
-            name,
-            LinkUnspec::new_with_name(name).controller(bridge).build(),
-        )
-        .await
+        self.change(name, LinkUnspec::new_with_name(name).controller(bridge).build()).await
     }
 
     async fn change(&self, name: &str, link: LinkMessage) -> Result<()> {
-        self.0
-            .link()
-            .set(link)
-            .execute()
-            .await
-            .with_context(|| format!("change link {name}"))
+        self.0.link().set(link).execute().await.with_context(|| format!("change link {name}"))
     }
 
     pub async fn address(&self, name: &str, (address, length): Prefix) -> Result<()> {
         let request = self.0.address().add(index(name)?, address, length);
-        request
-            .execute()
-            .await
-            .with_context(|| format!("add {address}/{length} to {name}"))
+        request.execute().await.with_context(|| format!("add {address}/{length} to {name}"))
     }
 
     /// Sends `to` out of `name` without a gateway.
@@ -140,24 +117,16 @@ impl Netlink {
         let route = RouteMessageBuilder::<IpAddr>::new().destination_prefix(to, length)?;
         let route = match gateways {
             [one] => route.gateway(*one)?,
-            many => route.multipath(
-                many.iter()
-                    .map(|gateway| next_hop(*gateway))
-                    .collect::<Result<_>>()?,
-            ),
+            many => route
+                .multipath(many.iter().map(|gateway| next_hop(*gateway)).collect::<Result<_>>()?),
         };
         let request = self.0.route().add(route.build()).replace();
-        request
-            .execute()
-            .await
-            .with_context(|| format!("route {to}/{length} by {gateways:?}"))
+        request.execute().await.with_context(|| format!("route {to}/{length} by {gateways:?}"))
     }
 
     /// Takes the route for `to` away.
     pub async fn unroute(&self, (to, length): Prefix) -> Result<()> {
-        let route = RouteMessageBuilder::<IpAddr>::new()
-            .destination_prefix(to, length)?
-            .build();
+        let route = RouteMessageBuilder::<IpAddr>::new().destination_prefix(to, length)?.build();
         self.0
             .route()
             .del(route)
@@ -169,20 +138,14 @@ impl Netlink {
     /// How an XDP program is attached to `name`.
     pub async fn xdp(&self, name: &str) -> Result<XdpAttached> {
         let mut links = self.0.link().get().match_name(name.to_owned()).execute();
-        let link = links
-            .try_next()
-            .await?
-            .with_context(|| format!("no link {name}"))?;
-        let mode = link
-            .attributes
-            .iter()
-            .find_map(|attribute| match attribute {
-                LinkAttribute::Xdp(parts) => parts.iter().find_map(|part| match part {
-                    LinkXdp::Attached(mode) => Some(*mode),
-                    _ => None,
-                }),
+        let link = links.try_next().await?.with_context(|| format!("no link {name}"))?;
+        let mode = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Xdp(parts) => parts.iter().find_map(|part| match part {
+                LinkXdp::Attached(mode) => Some(*mode),
                 _ => None,
-            });
+            }),
+            _ => None,
+        });
         Ok(mode.unwrap_or(XdpAttached::None))
     }
 }

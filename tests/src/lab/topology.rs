@@ -63,9 +63,7 @@ impl LabBuilder {
     /// Adds `count` nodes named node-1, node-2, … with `pods` pods each.
     pub fn nodes(self, count: usize, pods: usize) -> Self {
         let first = self.nodes.len() + 1;
-        (first..first + count).fold(self, |lab, number| {
-            lab.node(&format!("node-{number}"), pods)
-        })
+        (first..first + count).fold(self, |lab, number| lab.node(&format!("node-{number}"), pods))
     }
 
     /// Adds a client beyond the router. The first client is number 1.
@@ -87,18 +85,10 @@ impl LabBuilder {
             .enumerate()
             .map(|(at, (name, pods))| Node::new(name, at + 1, *pods, &switch));
         let nodes = nodes.collect::<Result<Vec<_>>>()?;
-        let clients = self
-            .clients
-            .iter()
-            .enumerate()
-            .map(|(at, name)| client(name, at + 1, &router));
+        let clients =
+            self.clients.iter().enumerate().map(|(at, name)| client(name, at + 1, &router));
         let clients = clients.collect::<Result<Vec<_>>>()?;
-        let lab = Lab {
-            clients,
-            nodes,
-            router,
-            switch,
-        };
+        let lab = Lab { clients, nodes, router, switch };
         lab.route_pods()?;
         Ok(lab)
     }
@@ -111,23 +101,14 @@ impl LabBuilder {
                 fits && name != "router",
                 "{name:?}: names of hosts have 1 to {MAX_NAME} bytes, \"router\" is taken"
             );
-            ensure!(
-                names().take(at).all(|earlier| earlier != name),
-                "two hosts are named {name}"
-            );
+            ensure!(names().take(at).all(|earlier| earlier != name), "two hosts are named {name}");
         }
-        ensure!(
-            self.nodes.len() <= MAX_NODES,
-            "a lab has at most {MAX_NODES} nodes"
-        );
+        ensure!(self.nodes.len() <= MAX_NODES, "a lab has at most {MAX_NODES} nodes");
         ensure!(
             self.nodes.iter().all(|(_, pods)| *pods <= MAX_PODS),
             "a node has at most {MAX_PODS} pods"
         );
-        ensure!(
-            self.clients.len() <= MAX_CLIENTS,
-            "a lab has at most {MAX_CLIENTS} clients"
-        );
+        ensure!(self.clients.len() <= MAX_CLIENTS, "a lab has at most {MAX_CLIENTS} clients");
         Ok(())
     }
 }
@@ -185,10 +166,8 @@ impl Lab {
 
     /// All hosts with their addresses, and how to get a shell on each.
     pub fn map(&self) -> String {
-        let hosts = self
-            .nodes
-            .iter()
-            .flat_map(|node| std::iter::once(&node.host).chain(&node.pods));
+        let hosts =
+            self.nodes.iter().flat_map(|node| std::iter::once(&node.host).chain(&node.pods));
         let mut text = String::new();
         for host in self.clients.iter().chain([&self.router]).chain(hosts) {
             let thread = host.namespace().thread_id();
@@ -201,12 +180,7 @@ impl Lab {
                 host.v6()
             );
         }
-        let _ = writeln!(
-            text,
-            "{:56} nsenter -t {} -n -m",
-            "switch",
-            self.switch.thread_id()
-        );
+        let _ = writeln!(text, "{:56} nsenter -t {} -n -m", "switch", self.switch.thread_id());
         text
     }
 
@@ -220,8 +194,7 @@ impl Lab {
                 .map(|other| &other.host);
             for host in others.chain([&self.router]) {
                 host.netlink(async |net| {
-                    net.route((v4(1, at + 1, 0).into(), 24), &[node.v4()])
-                        .await?;
+                    net.route((v4(1, at + 1, 0).into(), 24), &[node.v4()]).await?;
                     net.route((v6(1, at + 1, 0).into(), 64), &[node.v6()]).await
                 })?;
             }
@@ -250,15 +223,8 @@ impl Node {
             host.route(default_route(gateway), &[gateway])?;
         }
         let gate = switch.run(|| Gate::attach(name))?;
-        let pods = (1..=pods)
-            .map(|pod| behind(&host, number, pod))
-            .collect::<Result<_>>()?;
-        Ok(Self {
-            host,
-            pods,
-            gate,
-            switch: Arc::clone(switch),
-        })
+        let pods = (1..=pods).map(|pod| behind(&host, number, pod)).collect::<Result<_>>()?;
+        Ok(Self { host, pods, gate, switch: Arc::clone(switch) })
     }
 
     /// The hosts behind this node.
@@ -326,12 +292,8 @@ fn plug_in(host: &Host, switch: &Namespace) -> Result<()> {
 /// Makes pod `pod` behind node number `node`: addresses of its own, everything else by the node.
 fn behind(node: &Host, number: usize, pod: usize) -> Result<Host> {
     let name = format!("{}-pod-{pod}", node.name());
-    let host = Host::new(
-        &name,
-        v4(1, number, pod as u16),
-        v6(1, number, pod as u16),
-        Forwarding::Off,
-    )?;
+    let host =
+        Host::new(&name, v4(1, number, pod as u16), v6(1, number, pod as u16), Forwarding::Off)?;
     let device = format!("pod-{pod}");
     node.netlink(async |net| net.veth(&device, UPLINK, host.namespace().net_fd()).await)?;
     let gateways = [IpAddr::from(v4(1, number, 254)), v6(1, number, 254).into()];
@@ -383,23 +345,10 @@ fn v4(kind: u8, number: usize, host: u16) -> Ipv4Addr {
 
 /// fd00:KIND:NUMBER::HOST with the digits of [`v4`].
 fn v6(kind: u16, number: usize, host: u16) -> Ipv6Addr {
-    Ipv6Addr::new(
-        0xfd00,
-        kind,
-        digits_as_hex(number as u16),
-        0,
-        0,
-        0,
-        0,
-        digits_as_hex(host),
-    )
+    Ipv6Addr::new(0xfd00, kind, digits_as_hex(number as u16), 0, 0, 0, 0, digits_as_hex(host))
 }
 
 /// The number whose hexadecimal digits look like the decimal ones of `number`: 12 gives 0x12.
 fn digits_as_hex(number: u16) -> u16 {
-    if number < 10 {
-        number
-    } else {
-        (digits_as_hex(number / 10) << 4) | (number % 10)
-    }
+    if number < 10 { number } else { (digits_as_hex(number / 10) << 4) | (number % 10) }
 }

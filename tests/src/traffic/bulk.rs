@@ -51,11 +51,7 @@ async fn answer(mut stream: TcpStream) -> io::Result<()> {
             offset += length as u64;
         }
     }
-    if direction == UP {
-        stream.write_u64(total).await
-    } else {
-        stream.shutdown().await
-    }
+    if direction == UP { stream.write_u64(total).await } else { stream.shutdown().await }
 }
 
 /// Sends `total` bytes and has the server check them.
@@ -92,11 +88,7 @@ pub fn download(to: SocketAddr, total: u64, timeout: Duration) -> Result<(), Fai
         deadline.limit(&stream)?;
         let length = stream.read(&mut chunk)?;
         if length == 0 {
-            return if offset == total {
-                Ok(())
-            } else {
-                Err(Failure::Closed)
-            };
+            return if offset == total { Ok(()) } else { Err(Failure::Closed) };
         }
         if let Some(wrong) = first_wrong(offset, &chunk[..length]) {
             return Err(wrong_at(wrong));
@@ -142,12 +134,7 @@ pub(super) fn first_wrong(offset: u64, bytes: &[u8]) -> Option<u64> {
     // Comparing whole slices first is what makes the usual case fast.
     let differ = right != bytes;
     differ.then(|| {
-        right
-            .iter()
-            .zip(bytes)
-            .take_while(|(right, byte)| right == byte)
-            .count() as u64
-            + offset
+        right.iter().zip(bytes).take_while(|(right, byte)| right == byte).count() as u64 + offset
     })
 }
 

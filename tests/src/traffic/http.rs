@@ -37,11 +37,7 @@ struct Shared {
 impl HttpServer {
     /// Listens on `port` (0: any free one) of every address of `host`.
     pub fn start(host: &Host, name: &str, port: u16) -> Result<Self> {
-        let shared = Arc::new(Shared {
-            name: name.into(),
-            status: 200.into(),
-            answered: 0.into(),
-        });
+        let shared = Arc::new(Shared { name: name.into(), status: 200.into(), answered: 0.into() });
         let theirs = Arc::clone(&shared);
         let server = Server::tcp(host, port, move |stream| serve(stream, Arc::clone(&theirs)))?;
         Ok(Self { server, shared })
@@ -109,10 +105,7 @@ impl Reply {
     /// The server's name, if it answered with 200.
     pub fn server(&self) -> Result<&str, Failure> {
         match &self.outcome {
-            Ok(Answer {
-                status: 200,
-                server,
-            }) => Ok(server),
+            Ok(Answer { status: 200, server }) => Ok(server),
             Ok(Answer { status, .. }) => Err(Failure::Wrong(format!("status {status}"))),
             Err(failure) => Err(failure.clone()),
         }
@@ -123,13 +116,9 @@ impl Reply {
 pub fn get(to: SocketAddr, timeout: Duration) -> Reply {
     let started = Instant::now();
     let deadline = Deadline::after(timeout);
-    let outcome = deadline
-        .connect(to)
-        .and_then(|stream| Connection { stream }.exchange("close", deadline));
-    Reply {
-        outcome,
-        took: started.elapsed(),
-    }
+    let outcome =
+        deadline.connect(to).and_then(|stream| Connection { stream }.exchange("close", deadline));
+    Reply { outcome, took: started.elapsed() }
 }
 
 /// A connection that stays open: later requests find out whether it still leads to the same server.
@@ -139,9 +128,7 @@ pub struct Connection {
 
 impl Connection {
     pub fn open(to: SocketAddr, timeout: Duration) -> Result<Self, Failure> {
-        Ok(Self {
-            stream: Deadline::after(timeout).connect(to)?,
-        })
+        Ok(Self { stream: Deadline::after(timeout).connect(to)? })
     }
 
     /// One more request over this connection. After a failure it is of no more use.
@@ -193,10 +180,8 @@ fn parse(heard: &[u8]) -> Result<Option<Answer>, Failure> {
         .and_then(|n| n.parse().ok());
     let (status, length): (u16, usize) = status.zip(length).ok_or_else(wrong)?;
     let body = &heard[end + END_OF_HEAD.len()..];
-    Ok((body.len() >= length).then(|| Answer {
-        status,
-        server: String::from_utf8_lossy(&body[..length]).into_owned(),
-    }))
+    Ok((body.len() >= length)
+        .then(|| Answer { status, server: String::from_utf8_lossy(&body[..length]).into_owned() }))
 }
 
 fn find(text: &[u8], what: &[u8]) -> Option<usize> {

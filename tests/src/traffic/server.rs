@@ -75,13 +75,8 @@ impl Server {
         socket: Socket,
         serve: impl AsyncFnOnce(Socket) -> io::Result<()> + Send + 'static,
     ) -> Result<Self> {
-        let address = socket
-            .local_addr()?
-            .as_socket()
-            .context("a socket with a port")?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let address = socket.local_addr()?.as_socket().context("a socket with a port")?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = oneshot::channel();
         let name = format!("server-{}", address.port());
         let thread = host.spawn_thread(&name.clone(), move || {
@@ -92,11 +87,7 @@ impl Server {
                 }
             });
         })?;
-        Ok(Self {
-            port: address.port(),
-            stop: Some(stop),
-            thread: Some(thread),
-        })
+        Ok(Self { port: address.port(), stop: Some(stop), thread: Some(thread) })
     }
 }
 

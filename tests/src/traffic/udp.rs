@@ -45,9 +45,8 @@ pub struct Flow {
 
 impl Flow {
     pub fn open(to: SocketAddr) -> Result<Self, Failure> {
-        let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }
-            .parse()
-            .expect("an address");
+        let any: SocketAddr =
+            if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().expect("an address");
         let socket = UdpSocket::bind(any)?;
         socket.connect(to)?;
         Ok(Self { socket, sent: 0 })
@@ -67,9 +66,7 @@ impl Flow {
         loop {
             self.socket.set_read_timeout(Some(deadline.left()?))?;
             let length = self.socket.recv(&mut answer)?;
-            let (number, rest) = answer[..length]
-                .split_at_checked(NUMBER)
-                .unwrap_or_default();
+            let (number, rest) = answer[..length].split_at_checked(NUMBER).unwrap_or_default();
             if number != &datagram[..NUMBER] {
                 continue;
             }

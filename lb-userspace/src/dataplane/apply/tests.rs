@@ -269,8 +269,7 @@ fn what_differs_between_two_plans_is_found_on_both_sides() {
         backends: BTreeSet::from([1, 3, 4, 5].map(backend)),
     };
     assert_eq!(Scope::between(&old, &new, false), part);
-    let none =
-        Scope::Part { around: false, frontends: BTreeSet::new(), backends: BTreeSet::new() };
+    let none = Scope::Part { around: false, frontends: BTreeSet::new(), backends: BTreeSet::new() };
     assert_eq!(Scope::between(&old, &old, false), none);
 }
 

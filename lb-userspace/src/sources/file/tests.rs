@@ -119,7 +119,10 @@ fn slots_of_a_frontend_that_exists_are_refused_with_all_else() {
     let text = GOOD.replace("slots: 251", "slots: 509").replace("port: 6443", "port: 6444");
     let source = after(&text);
     let problems = status(&source).problems;
-    assert!(problems[0].contains("Frontend/dns spec.slots: 509 slots instead of 251"), "{problems:?}");
+    assert!(
+        problems[0].contains("Frontend/dns spec.slots: 509 slots instead of 251"),
+        "{problems:?}"
+    );
     assert_eq!(source.intent().borrow().frontends["api"].ports[0].port, 6443);
 }
 
@@ -127,7 +130,8 @@ fn slots_of_a_frontend_that_exists_are_refused_with_all_else() {
 fn a_new_default_of_slots_counts_for_new_frontends_only() {
     let new = "---\napiVersion: weir.dev/v1alpha1\nkind: Frontend\nmetadata: {name: new}\nspec:\n  \
                addresses: [198.51.100.9]\n  ports: [{port: 1}]\n  pool: {nodeSelector: {}}\n";
-    let text = GOOD.replace("uplinks: [eth0]", "uplinks: [eth0]\n  defaultSlots: 1021")
+    let text = GOOD
+        .replace("uplinks: [eth0]", "uplinks: [eth0]\n  defaultSlots: 1021")
         .replace("  slots: 251\n", "")
         + new;
     let source = after(&text);
