@@ -14,15 +14,16 @@ pub struct Endpoint {
     pub addr: Addr,
     pub port: Port,
     pub proto: u8,
-    /// Always zero: keys are compared byte by byte.
-    pub pad: [u8; 5],
+    /// Always zero: keys are compared byte by byte. Two words, so that BPF clears them by two stores.
+    pub pad: u8,
+    pub pad2: u32,
 }
 const _: () = assert!(size_of::<Endpoint>() == 24);
 
 impl Endpoint {
     #[inline(always)]
     pub const fn new(addr: Addr, port: Port, proto: u8) -> Self {
-        Self { addr, port, proto, pad: [0; 5] }
+        Self { addr, port, proto, pad: 0, pad2: 0 }
     }
 }
 

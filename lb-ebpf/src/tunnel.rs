@@ -8,7 +8,7 @@ use lb_common::{
     reason::Reason,
     wire::{
         eth::{Mac, ethertype},
-        geneve::{self, DataHeader, OVERHEAD_V4, OVERHEAD_V6, VISITED},
+        geneve::{self, DataHeader, OVERHEAD_V4, OVERHEAD_V6, Visited},
         ipv4::Ipv4,
         ipv6::Ipv6,
         l4::Udp,
@@ -140,7 +140,7 @@ fn header(backend: &Backend, inner: u16) -> DataHeader {
             seed_tag: setting::seed_tag(),
             backend: backend.addr.into(),
             backend_port: backend.port.wire(),
-            visited: [0; VISITED],
+            visited: Visited { first: 0, second: 0, third: 0 },
         },
     }
 }

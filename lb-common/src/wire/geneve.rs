@@ -39,8 +39,15 @@ header!(
     seed_tag: u64,
     backend: WireAddr,
     backend_port: Be16,
-    /// Fingerprints of backends visited, 0 for an empty place.
-    visited: [u16; VISITED],
+    visited: Visited,
+});
+
+header!(
+    /// [`VISITED`] fingerprints of backends visited, 0 for an empty place.
+    Visited, 14 {
+    first: u64,
+    second: u32,
+    third: u16,
 });
 
 header!(
