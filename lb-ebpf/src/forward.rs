@@ -106,7 +106,8 @@ fn sight_v6(view: &View<'_>, l3: usize) -> Sight {
     if ip.next_header == proto::ICMPV6 && destination.halves()[0] == LINK_LOCAL_MULTICAST {
         return Sight::Solicitation;
     }
-    if maps::may_be_vip(&destination) {
+    // An IPv4 VIP's mapped form is no address on the wire (RFC 4291 2.5.5.2).
+    if maps::may_be_vip(&destination) && !destination.is_v4() {
         return Sight::Vip;
     }
     Sight::NotOurs
