@@ -1,5 +1,7 @@
 //! The forwarder: where a client's packet goes.
 
+use std::net::IpAddr;
+
 use lb_common::reason::Reason;
 use lb_tests::packet::{Frame, Outer, Tunnel};
 use lb_tests::rig::{
@@ -149,6 +151,9 @@ fn not_ours(rows: &mut Vec<Row>, v6: bool) {
     );
     row("VIP as source", Frame::ip(vip(v6), client(v6)).tcp(80, 1, "SA"));
     if v6 {
+        let IpAddr::V4(vip) = vip(false) else { unreachable!("a literal") };
+        let frame = to_port(v6, TCP, LOCAL).addresses(client(v6), vip.to_ipv6_mapped());
+        row("mapped form of an IPv4 VIP", frame);
         row("extension headers", base.clone().extension(0, 1).extension(60, 3).tcp(1, 80, "S"));
         row(
             "more extension headers than are walked",
