@@ -13,7 +13,13 @@ use lb_common::{
     net::{Addr, Flow, proto},
     reason::Reason,
     service::flags,
-    wire::{eth::{Mac, ethertype}, icmp, ipv4::{FRAGMENT_MASK, Ipv4}, ipv6::Ipv6, l4::Udp},
+    wire::{
+        eth::{Mac, ethertype},
+        icmp,
+        ipv4::{FRAGMENT_MASK, Ipv4},
+        ipv6::Ipv6,
+        l4::Udp,
+    },
 };
 
 use crate::{
@@ -230,8 +236,9 @@ fn without_ports(frame: &mut Frame, link: &Link, ip: &Ip) -> Fate {
     };
     match (ip.v6, kind) {
         // Unicast: a neighbour confirms what it knows (RFC 4861 7.3.3).
-        (true, icmp::v6::SOLICITATION) => neighbour::solicitation(frame, link)
-            .or_dropped(Reason::IcmpIgnored),
+        (true, icmp::v6::SOLICITATION) => {
+            neighbour::solicitation(frame, link).or_dropped(Reason::IcmpIgnored)
+        }
         (true, icmp::v6::ECHO) | (false, icmp::v4::ECHO) => {
             Fate::of(echo::answer(frame, link, ip, &vip))
         }
