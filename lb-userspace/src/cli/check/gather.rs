@@ -14,6 +14,7 @@ use crate::{
     cli::args::Dirs,
     config::{self, Overrides},
     dataplane::inspect,
+    netlink,
 };
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
@@ -141,7 +142,7 @@ fn uplink_facts(names: &[String]) -> Vec<Uplink> {
             Uplink {
                 name: name.clone(),
                 link,
-                driver: nic::driver(name).ok(),
+                driver: netlink::driver(name).ok(),
                 rp_filter: rp_filter(name),
                 strips_vlan: nic::strips_vlan(name).ok(),
                 xdp: found.map(|found| found.xdp.iter().map(|id| xdp_name(*id)).collect()),

@@ -6,48 +6,16 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 /// linux/sockios.h.
 const SIOCETHTOOL: libc::c_ulong = 0x8946;
-/// linux/ethtool.h: commands.
-const ETHTOOL_GDRVINFO: u32 = 0x3;
+/// linux/ethtool.h: the command.
 const ETHTOOL_GFLAGS: u32 = 0x25;
 /// linux/ethtool.h: flag of ETHTOOL_GFLAGS, tags are taken off on reception.
 const ETH_FLAG_RXVLAN: u32 = 1 << 8;
-
-/// `struct ethtool_drvinfo`.
-#[repr(C)]
-struct DriverInfo {
-    command: u32,
-    driver: [u8; 32],
-    version: [u8; 32],
-    firmware: [u8; 32],
-    bus: [u8; 32],
-    rom: [u8; 32],
-    reserved: [u8; 12],
-    counts: [u32; 5],
-}
-const _: () = assert!(size_of::<DriverInfo>() == 196);
 
 /// `struct ethtool_value`.
 #[repr(C)]
 struct Flags {
     command: u32,
     data: u32,
-}
-
-/// Name of the kernel driver.
-pub fn driver(interface: &str) -> io::Result<String> {
-    let mut info = DriverInfo {
-        command: ETHTOOL_GDRVINFO,
-        driver: [0; 32],
-        version: [0; 32],
-        firmware: [0; 32],
-        bus: [0; 32],
-        rom: [0; 32],
-        reserved: [0; 12],
-        counts: [0; 5],
-    };
-    ethtool(interface, &mut info)?;
-    let end = info.driver.iter().position(|byte| *byte == 0).unwrap_or(info.driver.len());
-    Ok(String::from_utf8_lossy(&info.driver[..end]).into_owned())
 }
 
 /// Whether the device takes VLAN tags off before XDP sees them.
@@ -82,9 +50,9 @@ mod tests {
 
     #[test]
     fn an_interface_that_is_not_there_is_an_error() {
-        assert!(driver("weir-absent").is_err());
+        assert!(strips_vlan("weir-absent").is_err());
         assert_eq!(
-            driver("a-name-that-is-too-long").unwrap_err().kind(),
+            strips_vlan("a-name-that-is-too-long").unwrap_err().kind(),
             io::ErrorKind::InvalidInput
         );
     }
