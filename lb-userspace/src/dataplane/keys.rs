@@ -16,6 +16,19 @@ impl Keys {
         let [k0, k1] = key(seed);
         let derived =
             |n: u64| Sip13::new(k0, k1).word(u64::from_le_bytes(*b"weir key")).word(n).finish();
-        Self { flow: [derived(1), derived(2)], tag: derived(3).to_ne_bytes() }
+        Self { flow: [derived(1), derived(2)], tag: derived(3).to_le_bytes() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nodes of two builds must agree; the values are of another implementation of SipHash-1-3.
+    #[test]
+    fn keys_of_a_seed_never_change() {
+        let seed = core::array::from_fn(|index| index as u8);
+        let flow = [0xc2d43934b777cac7, 0xf6c60dfc5a306983];
+        assert_eq!(Keys::of(&seed), Keys { flow, tag: 0xacee753267b3688cu64.to_le_bytes() });
     }
 }
