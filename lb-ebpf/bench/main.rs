@@ -174,10 +174,8 @@ fn classic(frame: &mut Frame) -> Result<Fate, Reason> {
         return Ok(Fate::NOT_OURS);
     }
     let ip = Ip::read(&view, link.l3, link.ethertype, || whole.len())?;
-    let (client_port, vip_port) = ip.ports(&view)?;
-    let flow =
-        Flow { client: ip.source, vip: ip.destination, client_port, vip_port, proto: ip.proto };
-    let Some(frontend) = maps::frontend(&Endpoint::new(flow.vip, vip_port, flow.proto)) else {
+    let flow = ip.flow(&view)?;
+    let Some(frontend) = maps::frontend(&Endpoint::new(flow.vip, flow.vip_port, flow.proto)) else {
         return Ok(Fate::NOT_OURS);
     };
     let service = frontend.outside;
@@ -186,7 +184,7 @@ fn classic(frame: &mut Frame) -> Result<Fate, Reason> {
     let backend = maps::backend(id).ok_or(Reason::StaleOwner)?;
     maps::count_backend(id, ip.length);
     // Spreads source ports without the keyed hash, which only a new flow needs.
-    let ports = (client_port.wire() as u32) << 16 | vip_port.wire() as u32;
+    let ports = (flow.client_port.wire() as u32) << 16 | flow.vip_port.wire() as u32;
     let spread = (ports ^ flow.client.v4_word()).wrapping_mul(0x9e37_79b1) as u64;
     Ok(tunnel::send(frame, &link, &ip, backend, spread << 32))
 }

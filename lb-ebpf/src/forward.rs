@@ -139,17 +139,8 @@ fn to_vip(frame: &mut Frame, link: &Link) -> Fate {
     }
     match Ip::read(&view, link.l3, link.ethertype, || whole.len()) {
         Ok(ip) if ip.fragment => drop_if_vip(&ip.destination, Reason::Fragment),
-        Ok(ip) if ip.proto == proto::TCP || ip.proto == proto::UDP => match ip.ports(&view) {
-            Ok((client_port, vip_port)) => {
-                let flow = Flow {
-                    client: ip.source,
-                    vip: ip.destination,
-                    client_port,
-                    vip_port,
-                    proto: ip.proto,
-                };
-                to_frontend(frame, link, &ip, &flow)
-            }
+        Ok(ip) if ip.proto == proto::TCP || ip.proto == proto::UDP => match ip.flow(&view) {
+            Ok(flow) => to_frontend(frame, link, &ip, &flow),
             Err(reason) => drop_if_vip(&ip.destination, reason),
         },
         Ok(ip) => without_ports(frame, link, &ip),

@@ -3,7 +3,7 @@
 
 use lb_common::{
     decide::Segment,
-    net::{Addr, Port, proto},
+    net::{Addr, Flow, Port, proto},
     reason::Reason,
     wire::{
         eth::{Eth, Mac, Vlan, ethertype},
@@ -210,9 +210,9 @@ impl Ip {
         }
     }
 
-    /// Source and destination port of TCP or UDP, both headers whole.
+    /// The flow of a client's TCP or UDP packet, whose header must be whole.
     #[inline(always)]
-    pub fn ports(&self, view: &View<'_>) -> Result<(Port, Port), Reason> {
+    pub fn flow(&self, view: &View<'_>) -> Result<Flow, Reason> {
         let (source, destination, length) = if self.proto == proto::TCP {
             let tcp = view.at::<Tcp>(self.l4)?;
             (tcp.source, tcp.destination, size_of::<Tcp>())
@@ -226,7 +226,13 @@ impl Ip {
         if self.l4 + length > self.l3 + self.length {
             return Err(Reason::Truncated);
         }
-        Ok((Port::from_wire(source), Port::from_wire(destination)))
+        Ok(Flow {
+            client: self.source,
+            vip: self.destination,
+            client_port: Port::from_wire(source),
+            vip_port: Port::from_wire(destination),
+            proto: self.proto,
+        })
     }
 
     /// What a TCP header says.

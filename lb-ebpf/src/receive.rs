@@ -5,7 +5,7 @@
 
 use lb_common::{
     abi::TUNNEL_VERSION,
-    arrival::{Arrival, ArrivalKey},
+    arrival::{Arrival, ArrivalKey, Tick},
     backend::BackendId,
     decide,
     frontend::Endpoint,
@@ -125,10 +125,8 @@ fn unpack(frame: &mut Frame, outer: &Link, meant: &Meant, outer_tos: u8) -> Outc
         }
         rewrite::mark_congestion(&mut view, &ip)?;
     }
-    let (client_port, vip_port) = ip.ports(&view)?;
-    let flow =
-        Flow { client: ip.source, vip: ip.destination, client_port, vip_port, proto: ip.proto };
-    let frontend = maps::frontend(&Endpoint::new(flow.vip, vip_port, flow.proto))
+    let flow = ip.flow(&view)?;
+    let frontend = maps::frontend(&Endpoint::new(flow.vip, flow.vip_port, flow.proto))
         .ok_or(Reason::UnknownFrontend)?;
     let Meant { addr, port, .. } = *meant;
     let id = maps::local_backend(&Endpoint::new(addr, port, flow.proto))
@@ -169,7 +167,7 @@ fn try_deliver(frame: &mut Frame, ip: &Ip, flow: &Flow, place: &Place, reason: R
 fn arrive_tcp(key: &ArrivalKey, service: u32, segment: &decide::Segment) -> Result<(), Reason> {
     let now = maps::now();
     if segment.opens() {
-        return open(key, service, segment);
+        return open(key, service, segment, now);
     }
     let known = maps::established().update(key, |arrival| Arrival {
         seen: decide::seen_from_client(arrival, segment, now),
@@ -193,8 +191,12 @@ fn arrive_tcp(key: &ArrivalKey, service: u32, segment: &decide::Segment) -> Resu
 
 /// A SYN. One that is sent again keeps its opening, and with it what the backend has answered.
 #[inline(always)]
-fn open(key: &ArrivalKey, service: u32, segment: &decide::Segment) -> Result<(), Reason> {
-    let now = maps::now();
+fn open(
+    key: &ArrivalKey,
+    service: u32,
+    segment: &decide::Segment,
+    now: Tick,
+) -> Result<(), Reason> {
     if let Some(known) = maps::established().get(key) {
         if decide::clashes(&known, service, now) {
             return Err(Reason::Clash);
