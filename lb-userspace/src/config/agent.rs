@@ -12,7 +12,10 @@ use super::{
     Overrides,
     read::{Fields, Place, Value},
 };
-use crate::model::{AgentSettings, Limits, seed::seed_from};
+use crate::model::{
+    AgentSettings, GossipSettings, HoldDowns, Limits,
+    seed::{gossip_key_from, seed_from},
+};
 
 /// Slots of a frontend when nobody says: prime, and enough for 204 backends.
 const DEFAULT_SLOTS: u32 = 4093;
@@ -25,6 +28,9 @@ const DEFAULT_PEER_INTERVAL: Duration = Duration::from_millis(100);
 const DEFAULT_PEER_COUNT: u32 = 3;
 const PEER_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(60);
 const PEER_COUNT: RangeInclusive<i64> = 1..=100;
+
+/// Beside the tunnel's.
+const DEFAULT_GOSSIP_PORT: u16 = 6085;
 
 const MAX_VNI: i64 = 0xff_ffff;
 /// Shorter texts are guessed from one tunnel header.
@@ -72,13 +78,16 @@ pub fn read(spec: &Value<'_>, path: &Path, overrides: &Overrides) -> Option<Agen
         Some(value) => read_interfaces(&value, MAX_EGRESS_DEVICES, false),
         None => Vec::new(),
     };
+    let (seed, gossip_key) = read_seed(&fields, path);
+    let gossip =
+        GossipSettings { port: DEFAULT_GOSSIP_PORT, keys: vec![gossip_key], seeds: Vec::new() };
     let settings = AgentSettings {
         node: read_node(&fields, overrides),
         uplinks,
         egress_devices,
         tunnel_port: fields.read_or("tunnelPort", DEFAULT_TUNNEL_PORT, Value::port),
         vni: fields.read_or("vni", DEFAULT_VNI, |value| value.integer(0..=MAX_VNI)),
-        seed: read_seed(&fields, path),
+        seed,
         default_slots: fields.read_or("defaultSlots", DEFAULT_SLOTS, read_slots),
         pin_dir: directory("pinDir", &overrides.pin_dir, DEFAULT_PIN_DIR),
         state_dir: directory("stateDir", &overrides.state_dir, DEFAULT_STATE_DIR),
@@ -86,6 +95,10 @@ pub fn read(spec: &Value<'_>, path: &Path, overrides: &Overrides) -> Option<Agen
         peer_interval,
         peer_fall,
         peer_rise,
+        gossip,
+        hold_downs: HoldDowns::default(),
+        announce_interfaces: Vec::new(),
+        gateways: Vec::new(),
     };
     Some(AgentDraft {
         settings,
@@ -126,7 +139,8 @@ fn read_interfaces(value: &Value<'_>, most: usize, filled: bool) -> Vec<String> 
     names
 }
 
-fn read_seed(fields: &Fields<'_>, path: &Path) -> [u8; 16] {
+/// The seed, and the key of gossip that follows from it.
+fn read_seed(fields: &Fields<'_>, path: &Path) -> ([u8; 16], [u8; 32]) {
     let text = match (fields.get("seed"), fields.get("seedFile")) {
         (Some(_), Some(file)) => {
             file.error("both `seed` and `seedFile` are given; allowed: one of them");
@@ -139,14 +153,14 @@ fn read_seed(fields: &Fields<'_>, path: &Path) -> [u8; 16] {
         (Some(seed), None) => seed.string().map(|text| (text.to_owned(), seed)),
         (None, Some(file)) => read_seed_file(&file, path).map(|text| (text, file)),
     };
-    let Some((text, value)) = text else { return [0; 16] };
+    let Some((text, value)) = text else { return ([0; 16], [0; 32]) };
     if text.len() < MIN_SEED_BYTES {
         value.error(format!(
             "the seed has {} bytes; allowed: {MIN_SEED_BYTES} or more, hard to guess",
             text.len()
         ));
     }
-    seed_from(&text)
+    (seed_from(&text), gossip_key_from(&text))
 }
 
 /// The file's text without the blanks around it.

@@ -8,8 +8,8 @@ use super::{
     read_unicast,
 };
 use crate::model::{
-    Check, CheckKind, Delivery, FrontendObject, FrontendPort, HttpCheck, Pool, PoolMember,
-    Protocol, Selector,
+    AnnouncePolicy, Check, CheckKind, Delivery, FrontendObject, FrontendPort, HttpCheck, Pool,
+    PoolMember, Protocol, Selector,
 };
 
 const DEFAULT_WEIGHT: u16 = 1;
@@ -69,6 +69,8 @@ pub fn read(name: String, spec: &Value<'_>) -> Option<FrontendDraft> {
         slots: fields.get("slots").and_then(|value| read_slots(&value)),
         client_affinity: fields.read_or("sessionAffinity", false, |value| value.word(&affinities)),
         echo: fields.read_or("echo", true, Value::boolean),
+        local_only: false,
+        announce: AnnouncePolicy::default(),
     };
     Some(FrontendDraft {
         object,

@@ -6,6 +6,7 @@
 pub mod packet;
 pub mod peers;
 pub mod runner;
+pub mod topic;
 
 use std::collections::BTreeSet;
 

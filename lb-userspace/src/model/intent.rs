@@ -91,6 +91,59 @@ pub struct AgentSettings {
     pub peer_fall: u32,
     /// Answers in a row that bring a dead node back.
     pub peer_rise: u32,
+    pub gossip: GossipSettings,
+    pub hold_downs: HoldDowns,
+    /// Patterns (`*` stands for any text) of uplinks on which VIPs are announced; empty: all uplinks.
+    pub announce_interfaces: Vec<String>,
+    /// Whom a node asks that hears nobody any more; empty: the default gateways of its routes.
+    pub gateways: Vec<IpAddr>,
+}
+
+/// How agents talk to each other.
+#[derive(Clone, Eq, PartialEq)]
+pub struct GossipSettings {
+    /// UDP and TCP port, the same on all nodes.
+    pub port: u16,
+    /// The key that seals what is sent, then those that are accepted too: one or two. May change while
+    /// the agent runs.
+    pub keys: Vec<[u8; 32]>,
+    /// Members to ask beside the configured nodes.
+    pub seeds: Vec<SocketAddr>,
+}
+
+/// Keys are not for logs.
+impl fmt::Debug for GossipSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { port, keys, seeds } = self;
+        let keys = keys.len();
+        write!(f, "GossipSettings {{ port: {port}, keys: {keys} not shown, seeds: {seeds:?} }}")
+    }
+}
+
+/// How long what came back must wait, and when a silent agent loses its VIPs.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct HoldDowns {
+    /// A returned node's backends; doubles with each death within `forget`, up to `most`.
+    pub backends: Duration,
+    /// A returned node's VIPs, likewise.
+    pub vips: Duration,
+    pub most: Duration,
+    /// Deaths older than this are forgotten.
+    pub forget: Duration,
+    /// A mute node's VIPs move after this.
+    pub mute: Duration,
+}
+
+impl Default for HoldDowns {
+    fn default() -> Self {
+        Self {
+            backends: Duration::from_secs(1),
+            vips: Duration::from_secs(5),
+            most: Duration::from_secs(60),
+            forget: Duration::from_secs(600),
+            mute: Duration::from_secs(5),
+        }
+    }
 }
 
 /// Entries of the maps, fixed when they are created.
@@ -139,6 +192,17 @@ pub struct FrontendObject {
     pub client_affinity: bool,
     /// Answer ICMP echo to its addresses.
     pub echo: bool,
+    /// Every node serves with its own backends only, and announces only while it has one.
+    pub local_only: bool,
+    pub announce: AnnouncePolicy,
+}
+
+/// Who may announce a frontend's addresses. Of several objects with one address the first by name says.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct AnnouncePolicy {
+    pub nodes: Selector,
+    /// Patterns of interfaces; empty: what the `Agent` object allows.
+    pub interfaces: Vec<String>,
 }
 
 #[derive(

@@ -2,13 +2,16 @@
 
 pub mod health;
 pub mod intent;
+pub mod members;
 pub mod seed;
 
 pub use health::{Health, Target, Verdicts};
 pub use intent::{
-    AgentSettings, Check, CheckKind, Delivery, FrontendObject, FrontendPort, HttpCheck, Intent,
-    Limits, Member, Node, Pool, PoolMember, Protocol, Selector,
+    AgentSettings, AnnouncePolicy, Check, CheckKind, Delivery, FrontendObject, FrontendPort,
+    GossipSettings, HoldDowns, HttpCheck, Intent, Limits, Member, Node, Pool, PoolMember, Protocol,
+    Selector,
 };
+pub use members::{Card, CardInterface, Life, MemberState, Members};
 
 /// Something that cannot be served as asked. It costs only its own object, and is shown in status.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd, serde::Deserialize, serde::Serialize)]

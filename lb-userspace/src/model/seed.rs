@@ -1,6 +1,7 @@
 //! The shared seed, and SipHash over byte strings for what the agents must agree on.
 
 use lb_common::siphash::Sip13;
+use ring::hkdf::{HKDF_SHA256, Salt};
 
 /// The sixteen bytes that all nodes of one seed text share. Not a secret's store: whoever reads a
 /// tunnel header may test guesses, so the text must be hard to guess.
@@ -11,6 +12,16 @@ pub fn seed_from(text: &str) -> [u8; 16] {
     seed[..8].copy_from_slice(&half(1).to_le_bytes());
     seed[8..].copy_from_slice(&half(2).to_le_bytes());
     seed
+}
+
+/// The key of gossip where none is configured: from the seed's text, by HKDF (RFC 5869) with SHA-256.
+pub fn gossip_key_from(text: &str) -> [u8; 32] {
+    let salt = Salt::new(HKDF_SHA256, b"weir gossip");
+    let mut key = [0; 32];
+    let derived = salt.extract(text.as_bytes());
+    let filled = derived.expand(&[b"key"], HKDF_SHA256).and_then(|okm| okm.fill(&mut key));
+    filled.expect("one block of SHA-256 is a length that HKDF gives");
+    key
 }
 
 /// A state keyed with the seed; `domain` keeps uses of the same seed apart.
@@ -39,6 +50,13 @@ mod tests {
             u128::from_le_bytes(seed_from("correct horse")),
             0xca06966a432bf4010e55876c131a5e09
         );
+    }
+
+    /// Agents of different builds must understand each other.
+    #[test]
+    fn gossip_key_of_a_text_is_golden() {
+        let key = gossip_key_from("correct horse");
+        assert_eq!(key[..8], [0, 234, 194, 223, 75, 55, 204, 196]);
     }
 
     #[test]

@@ -244,6 +244,10 @@ fn changed_settings(old: &AgentSettings, new: &AgentSettings) -> Vec<&'static st
         peer_interval,
         peer_fall,
         peer_rise,
+        gossip,
+        hold_downs,
+        announce_interfaces: _,
+        gateways,
     } = new;
     let peers = (peer_interval, peer_fall, peer_rise);
     [
@@ -257,6 +261,10 @@ fn changed_settings(old: &AgentSettings, new: &AgentSettings) -> Vec<&'static st
         ("stateDir", *state_dir != old.state_dir),
         ("limits", *limits != old.limits),
         ("peers", peers != (&old.peer_interval, &old.peer_fall, &old.peer_rise)),
+        ("gossip.port", gossip.port != old.gossip.port),
+        ("gossip.seeds", gossip.seeds != old.gossip.seeds),
+        ("holdDowns", *hold_downs != old.hold_downs),
+        ("gateways", *gateways != old.gateways),
     ]
     .into_iter()
     .filter_map(|(name, changed)| changed.then_some(name))

@@ -29,8 +29,9 @@ use weir::{
         spec::maps_dir,
     },
     model::{
-        AgentSettings, Check, CheckKind, Delivery, FrontendObject, FrontendPort, Health, Intent,
-        Limits, Node, Pool, PoolMember, Protocol, Target, Verdicts,
+        AgentSettings, AnnouncePolicy, Check, CheckKind, Delivery, FrontendObject, FrontendPort,
+        GossipSettings, Health, HoldDowns, Intent, Limits, Node, Pool, PoolMember, Protocol,
+        Target, Verdicts,
     },
     plan::{self, Askers, Desired, Inputs, owners},
 };
@@ -421,6 +422,10 @@ fn agent(pin_dir: PathBuf, limits: Limits) -> AgentSettings {
         peer_interval: Duration::from_millis(100),
         peer_fall: 3,
         peer_rise: 3,
+        gossip: GossipSettings { port: 6085, keys: vec![[0; 32]], seeds: Vec::new() },
+        hold_downs: HoldDowns::default(),
+        announce_interfaces: Vec::new(),
+        gateways: Vec::new(),
     }
 }
 
@@ -451,5 +456,7 @@ fn frontend(name: String, n: u32, backends: usize) -> FrontendObject {
         slots: None,
         client_affinity: false,
         echo: true,
+        local_only: false,
+        announce: AnnouncePolicy::default(),
     }
 }
