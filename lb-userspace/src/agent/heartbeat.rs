@@ -3,11 +3,11 @@
 use std::{
     fs, io,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use lb_common::globals::state;
@@ -17,19 +17,40 @@ use crate::dataplane::mmap::Mapped;
 
 const INTERVAL: Duration = Duration::from_millis(100);
 
+/// A loop that has not turned for so long hangs: the node then counts as mute, as if its agent had died.
+const STUCK: Duration = Duration::from_secs(5);
+
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// Beats until dropped.
-pub struct Heartbeat(Arc<AtomicBool>);
+/// Beats until dropped, or until the loop hangs.
+pub struct Heartbeat(Arc<Shared>);
+
+struct Shared {
+    stop: AtomicBool,
+    turned: Mutex<Instant>,
+}
+
+impl Heartbeat {
+    /// The loop turns. Must come more often than every [`STUCK`].
+    pub fn turn(&self) {
+        *self.0.turned.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+}
+
+impl Shared {
+    fn hangs(&self) -> bool {
+        self.turned.lock().unwrap_or_else(PoisonError::into_inner).elapsed() > STUCK
+    }
+}
 
 impl Drop for Heartbeat {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.stop.store(true, Ordering::Relaxed);
     }
 }
 
 /// Writes the boot id, then the time again and again, from a thread of its own: nothing that the
-/// agent waits for may make it look dead.
+/// agent does between two turns may make it look dead.
 pub fn start(words: Mapped<u64>) -> io::Result<Heartbeat> {
     let [first, second] = boot_id(&fs::read_to_string(BOOT_ID)?)?;
     let written = words.set_word(state::BOOT_ID, 0, first)
@@ -38,16 +59,19 @@ pub fn start(words: Mapped<u64>) -> io::Result<Heartbeat> {
     if !written {
         return Err(io::Error::other("map STATE is too small"));
     }
-    let stop = Arc::new(AtomicBool::new(false));
-    let stopped = stop.clone();
+    let heart =
+        Arc::new(Shared { stop: AtomicBool::new(false), turned: Mutex::new(Instant::now()) });
+    let shared = heart.clone();
     thread::Builder::new().name("heartbeat".into()).spawn(move || {
-        while !stopped.load(Ordering::Relaxed) {
-            // The first one succeeded, and nothing about the later ones differs.
-            let _ = beat(&words);
+        while !shared.stop.load(Ordering::Relaxed) {
+            if !shared.hangs() {
+                // The first one succeeded, and nothing about the later ones differs.
+                let _ = beat(&words);
+            }
             thread::sleep(INTERVAL);
         }
     })?;
-    Ok(Heartbeat(stop))
+    Ok(Heartbeat(heart))
 }
 
 fn beat(words: &Mapped<u64>) -> io::Result<bool> {

@@ -171,7 +171,7 @@ struct Agent {
     inlets: Inlets,
     /// What runs beside the loop; none of them ends before the agent.
     tasks: JoinSet<anyhow::Result<()>>,
-    _heartbeat: heartbeat::Heartbeat,
+    heartbeat: heartbeat::Heartbeat,
     _lock: Flock<File>,
 }
 
@@ -197,7 +197,7 @@ impl Agent {
             state_dir: agent.state_dir.clone(),
         };
         let state = State::new(data_plane, loaded, outlets, about);
-        Ok(Self { state, inlets, tasks, _heartbeat: heartbeat, _lock: lock })
+        Ok(Self { state, inlets, tasks, heartbeat, _lock: lock })
     }
 
     /// First state of the maps, programs on devices, then the loop.
@@ -218,6 +218,7 @@ impl Agent {
 
         let mut tick = Instant::now() + TICK;
         loop {
+            self.heartbeat.turn();
             let retry = Instant::now() + RETRY;
             tokio::select! {
                 () = end.asked() => break,
