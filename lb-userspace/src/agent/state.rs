@@ -20,7 +20,7 @@ use crate::{
         maps::Maps,
     },
     membership::{Alive, PeerStatus},
-    model::{Intent, Problem, Target, Verdicts},
+    model::{Intent, Members, Problem, Target, Verdicts},
     netlink::Interfaces,
     plan::{self, Askers, Desired, Inputs},
     report::status::Attachment,
@@ -91,8 +91,7 @@ type Parts = (Arc<Intent>, Arc<Alive>, Arc<BTreeMap<String, Hop>>, Arc<Interface
 /// What the last plan was made of.
 struct Basis {
     parts: Parts,
-    /// The nodes that counted as living.
-    names: BTreeSet<String>,
+    members: Members,
     askers: Askers,
     /// The last verdict that it knew, and how many targets had been forgotten.
     turn: u64,
@@ -175,12 +174,8 @@ impl State {
         tell(&self.outlets.nodes, addresses(&intent));
         tell(&self.outlets.targets, Arc::new(askers.keys().cloned().collect()));
 
-        // An agent that starts knows nobody: it takes nothing from anyone until it does.
-        let names = match alive.ready {
-            true => alive.names.clone(),
-            false => intent.nodes.keys().cloned().collect(),
-        };
-        let inputs = Inputs { intent: &intent, verdicts: &verdicts, alive: &names };
+        let members = members(&intent, &alive);
+        let inputs = Inputs { intent: &intent, verdicts: &verdicts, members: &members };
         let desired = plan::desired(&inputs);
         let announced = self.announced(&intent, &interfaces, &desired, alive.ready);
         let around = Surroundings {
@@ -198,7 +193,7 @@ impl State {
         };
         self.desired = desired;
         let (turn, removals) = (verdicts.turn(), verdicts.removals());
-        self.basis = Some(Basis { parts, names, askers, turn, removals });
+        self.basis = Some(Basis { parts, members, askers, turn, removals });
         let applied = self.apply(around, &scope);
         if applied {
             tell(&self.outlets.announced, Arc::new(announced));
@@ -208,7 +203,7 @@ impl State {
 
     /// A turn for which nothing changed but verdicts: costs what changed, not what there is.
     fn follow(&mut self, mut basis: Basis, verdicts: &Verdicts, around: Surroundings) -> bool {
-        let inputs = Inputs { intent: &basis.parts.0, verdicts, alive: &basis.names };
+        let inputs = Inputs { intent: &basis.parts.0, verdicts, members: &basis.members };
         let changed = verdicts.since(basis.turn);
         let frontends = plan::follow(&mut self.desired, &inputs, &basis.askers, changed);
         basis.turn = verdicts.turn();
@@ -322,6 +317,16 @@ impl State {
             self.report(inlets);
         }
     }
+}
+
+/// An agent that starts knows nobody: it takes nothing from anyone until it does.
+fn members(intent: &Intent, alive: &Alive) -> Members {
+    let names = intent.nodes.keys().filter(|name| !alive.ready || alive.names.contains(*name));
+    let mut members = Members::assumed(&intent.agent.node, names.map(String::as_str));
+    members.ready = alive.ready;
+    // Agents do not hear each other yet: each probes all that it needs.
+    members.nodes.values_mut().for_each(|member| member.heard = false);
+    members
 }
 
 fn tell<T: PartialEq>(to: &watch::Sender<Arc<T>>, now: Arc<T>) {

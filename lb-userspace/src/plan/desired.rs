@@ -9,8 +9,8 @@ use lb_common::{abi::MAX_SLOTS, frontend::Endpoint, service::flags};
 
 use super::elect::announcer;
 use crate::model::{
-    FrontendObject, FrontendPort, Intent, Member, Node, Problem, Protocol, Target, Verdicts,
-    intent::probe_address,
+    FrontendObject, FrontendPort, Intent, Member, Members, Node, Problem, Protocol, Target,
+    Verdicts, intent::probe_address,
 };
 
 /// What a plan is made of.
@@ -18,8 +18,7 @@ use crate::model::{
 pub struct Inputs<'a> {
     pub intent: &'a Intent,
     pub verdicts: &'a Verdicts,
-    /// Names of the nodes whose data plane answers; this node always counts.
-    pub alive: &'a BTreeSet<String>,
+    pub members: &'a Members,
 }
 
 /// What the data plane should hold. Keys are sorted, so equal plans compare equal.
@@ -60,7 +59,7 @@ pub struct DesiredFrontend {
     /// Name of the object it comes from.
     pub object: String,
     pub slots: u32,
-    /// Who may own slots now, with weights ≥ 1; sorted by address. Healthy and on living nodes.
+    /// Who may own slots now, with weights ≥ 1; sorted by address. Healthy and on nodes that serve.
     pub owners: BTreeMap<SocketAddr, u16>,
     /// `lb_common::service::flags`.
     pub flags: u32,
@@ -106,7 +105,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
     plan
 }
 
-/// Follows verdicts that came since a plan was made of the same intent and the same living nodes: equal
+/// Follows verdicts that came since a plan was made of the same intent and the same members: equal
 /// to a new plan, for what of it may differ. Returns the frontends whose owners changed.
 ///
 /// `changed` holds the targets with a new verdict; `askers` are those of the intent.
@@ -185,7 +184,7 @@ fn add_object(plan: &mut Desired, inputs: &Inputs<'_>, object: &FrontendObject) 
     if !(1..=MAX_SLOTS).contains(&slots) {
         return problem(format!("{slots} slots; allowed: 1 to {MAX_SLOTS} (spec.slots)"));
     }
-    let flags = if object.client_affinity { flags::CLIENT_AFFINITY } else { 0 };
+    let flags = flags_of(object);
     for (address, port) in frontends_of(object) {
         let key = FrontendKey { address, port: port.port, protocol: port.protocol };
         let shown = format!("{address} port {}/{}", port.port, port.protocol);
@@ -222,6 +221,13 @@ fn add_object(plan: &mut Desired, inputs: &Inputs<'_>, object: &FrontendObject) 
     }
 }
 
+fn flags_of(object: &FrontendObject) -> u32 {
+    let affinity = if object.client_affinity { flags::CLIENT_AFFINITY } else { 0 };
+    // Each node has a table of its own, so views never meet.
+    let local = if object.local_only { flags::LOCAL_ONLY | flags::ALWAYS_YOUNG } else { 0 };
+    affinity | local
+}
+
 /// Backends that own slots in a table: the best ranked of more.
 pub fn max_owners(slots: u32) -> usize {
     (slots / 20).max(1) as usize
@@ -248,7 +254,8 @@ fn owners(
         .collect()
 }
 
-/// Whether new flows may go to a member: its node lives and no probe says that it is down.
+/// Whether new flows may go to a member: its node serves, whatever its health; no probe says that it
+/// is down; and it is here, where only local ones may.
 fn may_own(
     inputs: &Inputs<'_>,
     object: &FrontendObject,
@@ -260,11 +267,8 @@ fn may_own(
             target(object, port, member.endpoint).and_then(|target| inputs.verdicts.get(&target));
         verdict.is_some_and(|health| !health.serves())
     };
-    member.weight > 0 && is_alive(inputs, member.node) && !down()
-}
-
-fn is_alive(inputs: &Inputs<'_>, node: &str) -> bool {
-    node == inputs.intent.agent.node || inputs.alive.contains(node)
+    let here = !object.local_only || member.node == inputs.members.own;
+    member.weight > 0 && here && inputs.members.serves(member.node) && !down()
 }
 
 fn add_backend(
@@ -300,7 +304,11 @@ fn add_vip(vips: &mut BTreeMap<IpAddr, DesiredVip>, inputs: &Inputs<'_>, vip: Ip
         return;
     }
     let agent = &inputs.intent.agent;
-    let alive = || inputs.intent.nodes.values().filter(|node| is_alive(inputs, &node.name));
+    let members = inputs.members;
+    let is_alive = |name: &String| {
+        *name == members.own || members.nodes.get(name).is_some_and(|it| it.life.forwards())
+    };
+    let alive = || inputs.intent.nodes.values().filter(|node| is_alive(&node.name));
     let same_family = alive().filter(|node| node.address_like(vip).is_some());
     let elected = announcer(&agent.seed, vip, same_family.map(|node| node.name.as_str()))
         .or_else(|| announcer(&agent.seed, vip, alive().map(|node| node.name.as_str())));

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     config::{Overrides, parse},
-    model::{Health, Pool, PoolMember},
+    model::{Health, Life, MemberState, Pool, PoolMember},
 };
 
 const EXAMPLE: &str = include_str!("../../../../docs/examples/weir.yaml");
@@ -24,7 +24,11 @@ fn all() -> BTreeSet<String> {
 }
 
 fn plan(intent: &Intent, verdicts: &Verdicts, alive: &BTreeSet<String>) -> Desired {
-    desired(&Inputs { intent, verdicts, alive })
+    desired(&Inputs { intent, verdicts, members: &members(alive) })
+}
+
+fn members(alive: &BTreeSet<String>) -> Members {
+    Members::assumed("worker-1", alive.iter().map(String::as_str))
 }
 
 fn key(address: &str, port: u16, protocol: Protocol) -> FrontendKey {
@@ -104,6 +108,32 @@ fn backends_of_dead_nodes_leave_the_owners_and_this_node_never_does() {
     assert_eq!(owners(&plan, key("198.51.100.1", 6443, Protocol::Tcp)), [""; 0]);
     assert_eq!((plan.backends.len(), plan.nodes.len()), (8, 3));
     assert!(plan.vips.values().all(|vip| vip.announcer == "worker-1"));
+}
+
+#[test]
+fn backends_of_a_mute_node_stay_and_those_held_back_own_nothing() {
+    let intent = intent();
+    let with = |life, serves| {
+        let mut members = members(&all());
+        let state = MemberState { life, serves, ..MemberState::default() };
+        members.nodes.insert("worker-2".into(), state);
+        let verdicts = Verdicts::new();
+        let plan = desired(&Inputs { intent: &intent, verdicts: &verdicts, members: &members });
+        owners(&plan, http()).len()
+    };
+    assert_eq!(with(Life::Mute, true), 2);
+    assert_eq!(with(Life::Alive, false), 1);
+    assert_eq!(with(Life::Dead, false), 1);
+}
+
+#[test]
+fn a_local_only_pool_has_this_nodes_backends_only_and_says_so() {
+    let mut intent = intent();
+    intent.frontends.get_mut("apps").unwrap().local_only = true;
+    let plan = plan(&intent, &Verdicts::new(), &all());
+    assert_eq!(owners(&plan, http()), ["10.1.0.10:8080*1"], "worker-1 is this node");
+    assert_eq!(plan.frontends[&http()].flags, flags::LOCAL_ONLY | flags::ALWAYS_YOUNG);
+    assert_eq!(plan.backends.len(), 8, "the others keep their arrivals");
 }
 
 #[test]
@@ -208,13 +238,14 @@ proptest! {
     #[test]
     fn following_verdicts_equals_a_new_plan(turns in prop::collection::vec((0usize..64, 0usize..3), 1..20)) {
         let (intent, alive) = (intent(), all());
+        let members = members(&alive);
         let (askers, mut verdicts) = (askers(&intent), Verdicts::new());
         let mut followed = plan(&intent, &verdicts, &alive);
         for (target, health) in turns {
             let (target, turn) = (askers.keys().nth(target % askers.len()).unwrap(), verdicts.turn());
             let health = [Health::Unknown, Health::Up, Health::Down("x".into())][health].clone();
             verdicts.insert(target.clone(), health);
-            let inputs = Inputs { intent: &intent, verdicts: &verdicts, alive: &alive };
+            let inputs = Inputs { intent: &intent, verdicts: &verdicts, members: &members };
             let before = followed.frontends.clone();
             let moved = follow(&mut followed, &inputs, &askers, verdicts.since(turn));
             prop_assert_eq!(&followed, &plan(&intent, &verdicts, &alive));

@@ -30,8 +30,8 @@ use weir::{
     },
     model::{
         AgentSettings, AnnouncePolicy, Check, CheckKind, Delivery, FrontendObject, FrontendPort,
-        GossipSettings, Health, HoldDowns, Intent, Limits, Node, Pool, PoolMember, Protocol,
-        Target, Verdicts,
+        GossipSettings, Health, HoldDowns, Intent, Limits, Members, Node, Pool, PoolMember,
+        Protocol, Target, Verdicts,
     },
     plan::{self, Askers, Desired, Inputs, owners},
 };
@@ -117,7 +117,7 @@ pub fn measure() -> Result<Filled> {
         ("a node dies that has a backend of each service", NODES - 1),
         ("the node comes back", NODES),
     ] {
-        large.alive = (0..alive).map(node_name).collect();
+        large.members = members(alive);
         steps.push(large.great_step(what)?);
         large.data_plane.settle();
         large.verify()?;
@@ -178,7 +178,7 @@ impl Split {
 struct Site {
     services: usize,
     intent: Intent,
-    alive: BTreeSet<String>,
+    members: Members,
     verdicts: Verdicts,
     askers: Askers,
     /// The last verdict that the plan knows.
@@ -205,7 +205,7 @@ impl Site {
             .map(|name| (name.clone(), Hop { ifindex: 1, mtu: 1500, ..Hop::default() }));
         Ok(Self {
             services,
-            alive: intent.nodes.keys().cloned().collect(),
+            members: members(NODES),
             verdicts: intent
                 .frontends
                 .values()
@@ -259,7 +259,7 @@ impl Site {
     }
 
     fn inputs(&self) -> Inputs<'_> {
-        Inputs { intent: &self.intent, verdicts: &self.verdicts, alive: &self.alive }
+        Inputs { intent: &self.intent, verdicts: &self.verdicts, members: &self.members }
     }
 
     fn great_step(&mut self, what: &'static str) -> Result<Step> {
@@ -352,6 +352,12 @@ fn living(maps: &maps::Maps, id: BackendId) -> Option<SocketAddr> {
 
 fn node_name(n: usize) -> String {
     format!("node-{n}")
+}
+
+/// So many nodes live.
+fn members(alive: usize) -> Members {
+    let names: Vec<_> = (0..alive).map(node_name).collect();
+    Members::assumed(&node_name(0), names.iter().map(String::as_str))
 }
 
 fn narrow_name(n: usize) -> String {
