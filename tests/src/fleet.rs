@@ -39,6 +39,8 @@ pub struct Fleet<'lab> {
     lab: &'lab Lab,
     binary: PathBuf,
     files: tempfile::TempDir,
+    /// Further lines of the `Agent`'s spec.
+    agent: String,
     agents: Mutex<BTreeMap<String, Process>>,
 }
 
@@ -56,10 +58,17 @@ impl<'lab> Fleet<'lab> {
 
     /// Everything but the agents.
     pub fn prepare(lab: &'lab Lab, frontends: &str) -> Result<Self> {
+        Self::prepare_with(lab, "", frontends)
+    }
+
+    /// The same with further lines of the `Agent`'s spec.
+    pub fn prepare_with(lab: &'lab Lab, agent: &str, frontends: &str) -> Result<Self> {
         let binary = std::env::var_os(BINARY)
             .with_context(|| format!("set {BINARY} to the weir binary: cargo build -p weir"))?;
         let binary = fs::canonicalize(&binary).with_context(|| format!("{BINARY}={binary:?}"))?;
-        let fleet = Self { lab, binary, files: tempfile::tempdir()?, agents: Mutex::default() };
+        let agent = indented(agent);
+        let files = tempfile::tempdir()?;
+        let fleet = Self { lab, binary, files, agent, agents: Mutex::default() };
         fleet.configure(frontends)?;
         Ok(fleet)
     }
@@ -80,7 +89,8 @@ impl<'lab> Fleet<'lab> {
     fn objects(&self, frontends: &str) -> String {
         let mut text = format!(
             "apiVersion: weir.dev/v1alpha1\nkind: Agent\nmetadata: {{name: fleet}}\nspec:\n  uplinks: [{UPLINK}]\n  \
-             seed: one seed for the whole fleet\n"
+             seed: one seed for the whole fleet\n{}",
+            self.agent
         );
         for node in self.lab.nodes() {
             // Writing to a String cannot fail.
@@ -309,8 +319,13 @@ pub fn frontend(
         vips.join(", "),
         ports.collect::<Vec<_>>().join(", "),
         members.collect::<Vec<_>>().join(", "),
-        more.lines().map(|line| format!("  {line}\n")).collect::<String>()
+        indented(more)
     )
+}
+
+/// Lines as part of a `spec`.
+fn indented(lines: &str) -> String {
+    lines.lines().map(|line| format!("  {line}\n")).collect()
 }
 
 /// A health check by TCP that takes at most `interval × fall` plus one interval to notice.

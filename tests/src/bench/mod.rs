@@ -1,6 +1,7 @@
 //! What `cargo xtask bench` runs. Each bench returns a report with a `schema` field, prints it for
 //! people or as JSON, and says of each goal whether it was met.
 
+pub mod failover;
 pub mod packet;
 pub mod tables;
 

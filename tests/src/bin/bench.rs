@@ -2,7 +2,10 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use lb_tests::bench;
+use lb_tests::{
+    bench::{self, Goal},
+    traffic::http,
+};
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -23,14 +26,25 @@ enum Bench {
     Tables,
     /// Of `tables`: only the way to the maps.
     Maps,
+    /// What clients feel when nodes, agents, cables and servers fail.
+    Failover(bench::failover::Options),
+    /// A server that `failover` starts.
+    #[command(hide = true)]
+    Serve { name: String, port: u16 },
 }
 
 fn main() -> Result<ExitCode> {
     let args = Args::parse();
-    let goals = match args.bench {
-        Bench::Packet => bench::packet::run(args.json)?.goals,
-        Bench::Tables => bench::tables::run(args.json)?.goals,
-        Bench::Maps => bench::tables::run_maps(args.json)?.goals,
+    let met = |goals: &[Goal]| goals.iter().all(|goal| goal.met);
+    let all_met = match args.bench {
+        Bench::Packet => met(&bench::packet::run(args.json)?.goals),
+        Bench::Tables => met(&bench::tables::run(args.json)?.goals),
+        Bench::Maps => met(&bench::tables::run_maps(args.json)?.goals),
+        Bench::Failover(options) => bench::failover::run(&options, args.json)?,
+        Bench::Serve { name, port } => {
+            http::serve_forever(&name, port)?;
+            true
+        }
     };
-    Ok(if goals.iter().all(|goal| goal.met) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if all_met { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -58,6 +58,13 @@ impl HttpServer {
     }
 }
 
+/// The same server as a process of its own: answers as `name` on `port` of every address, in the network of the calling
+/// thread, until the process ends.
+pub fn serve_forever(name: &str, port: u16) -> Result<()> {
+    let shared = Arc::new(Shared { name: name.into(), status: 200.into(), answered: 0.into() });
+    Server::tcp_here(port, move |stream| serve(stream, Arc::clone(&shared)))
+}
+
 async fn serve(mut stream: tokio::net::TcpStream, shared: Arc<Shared>) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut heard = Vec::new();

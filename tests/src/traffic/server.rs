@@ -44,16 +44,19 @@ impl Server {
         Self::start(
             host,
             socket.with_context(|| format!("TCP port {port} of {}", host.name()))?,
-            async move |socket| {
-                let listener = TcpListener::from_std(socket.into())?;
-                loop {
-                    let (stream, _) = listener.accept().await?;
-                    let connection = serve(stream);
-                    // How a connection ended is what the client reports; a server has nobody to tell.
-                    tokio::spawn(async move { drop(connection.await) });
-                }
-            },
+            async move |socket| accept(socket, serve).await,
         )
+    }
+
+    /// Like [`Server::tcp`] on the calling thread, in its network; returns only if that fails.
+    pub(super) fn tcp_here<F>(port: u16, serve: impl Fn(TcpStream) -> F) -> Result<()>
+    where
+        F: Future<Output = io::Result<()>> + Send + 'static,
+    {
+        let socket = listen(port, Type::STREAM, Protocol::TCP)
+            .with_context(|| format!("listen on TCP port {port}"))?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(runtime.block_on(accept(socket, serve))?)
     }
 
     /// Binds a UDP socket like [`Server::tcp`] and hands it to `serve`.
@@ -98,6 +101,19 @@ impl Drop for Server {
             // A panic in it was printed by it.
             drop(thread.join());
         }
+    }
+}
+
+async fn accept<F>(socket: Socket, serve: impl Fn(TcpStream) -> F) -> io::Result<()>
+where
+    F: Future<Output = io::Result<()>> + Send + 'static,
+{
+    let listener = TcpListener::from_std(socket.into())?;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        let connection = serve(stream);
+        // How a connection ended is what the client reports; a server has nobody to tell.
+        tokio::spawn(async move { drop(connection.await) });
     }
 }
 
