@@ -1,6 +1,12 @@
 //! The object of kind `Agent`.
 
-use std::{collections::BTreeSet, fs, ops::RangeInclusive, path::Path, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    path::Path,
+    time::Duration,
+};
 
 use lb_common::{
     abi::{MAX_SLOTS, MAX_UPLINKS, capacity},
@@ -11,6 +17,7 @@ use lb_common::{
 use super::{
     Overrides,
     read::{Fields, Place, Value},
+    unicast,
 };
 use crate::model::{
     AgentSettings, GossipSettings, HoldDowns, Limits,
@@ -31,6 +38,16 @@ const PEER_COUNT: RangeInclusive<i64> = 1..=100;
 
 /// Beside the tunnel's.
 const DEFAULT_GOSSIP_PORT: u16 = 6085;
+/// What is sealed by a guessed key is open to whoever records one datagram.
+const MIN_KEY_BYTES: usize = 16;
+const MAX_GOSSIP_SEEDS: usize = 64;
+
+const HOLD_DOWN: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
+/// No shorter than what makes an agent mute at all.
+const MUTE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+
+const MAX_PATTERNS: usize = 32;
+const MAX_GATEWAYS: usize = 8;
 
 const MAX_VNI: i64 = 0xff_ffff;
 /// Shorter texts are guessed from one tunnel header.
@@ -63,6 +80,9 @@ pub fn read(spec: &Value<'_>, path: &Path, overrides: &Overrides) -> Option<Agen
         "stateDir",
         "limits",
         "peers",
+        "gossip",
+        "holdDowns",
+        "announce",
     ])?;
     let place_of = |name: &str| fields.get(name).map_or(spec.place.clone(), |value| value.place);
     let (peer_interval, peer_fall, peer_rise) = read_peers(&fields);
@@ -71,21 +91,25 @@ pub fn read(spec: &Value<'_>, path: &Path, overrides: &Overrides) -> Option<Agen
         given.clone().or(read).unwrap_or_else(|| default.into())
     };
     let uplinks = match fields.required("uplinks") {
-        Some(value) => read_interfaces(&value, MAX_UPLINKS, true),
+        Some(value) => {
+            let _ = value.filled_list();
+            read_set(&value, MAX_UPLINKS, "interfaces", Value::interface)
+        }
         None => Vec::new(),
     };
     let egress_devices = match fields.get("egressDevices") {
-        Some(value) => read_interfaces(&value, MAX_EGRESS_DEVICES, false),
+        Some(value) => read_set(&value, MAX_EGRESS_DEVICES, "interfaces", Value::interface),
         None => Vec::new(),
     };
-    let (seed, gossip_key) = read_seed(&fields, path);
-    let gossip =
-        GossipSettings { port: DEFAULT_GOSSIP_PORT, keys: vec![gossip_key], seeds: Vec::new() };
+    let (seed, seed_key) = read_seed(&fields, path);
+    let tunnel_port = fields.read_or("tunnelPort", DEFAULT_TUNNEL_PORT, Value::port);
+    let gossip = read_gossip(&fields, path, tunnel_port, seed_key);
+    let (announce_interfaces, gateways) = read_announce(&fields);
     let settings = AgentSettings {
         node: read_node(&fields, overrides),
         uplinks,
         egress_devices,
-        tunnel_port: fields.read_or("tunnelPort", DEFAULT_TUNNEL_PORT, Value::port),
+        tunnel_port,
         vni: fields.read_or("vni", DEFAULT_VNI, |value| value.integer(0..=MAX_VNI)),
         seed,
         default_slots: fields.read_or("defaultSlots", DEFAULT_SLOTS, read_slots),
@@ -96,9 +120,9 @@ pub fn read(spec: &Value<'_>, path: &Path, overrides: &Overrides) -> Option<Agen
         peer_fall,
         peer_rise,
         gossip,
-        hold_downs: HoldDowns::default(),
-        announce_interfaces: Vec::new(),
-        gateways: Vec::new(),
+        hold_downs: read_hold_downs(&fields),
+        announce_interfaces,
+        gateways,
     };
     Some(AgentDraft {
         settings,
@@ -121,59 +145,164 @@ fn read_node(fields: &Fields<'_>, overrides: &Overrides) -> String {
     overrides.node.clone().or(read).unwrap_or_default()
 }
 
-fn read_interfaces(value: &Value<'_>, most: usize, filled: bool) -> Vec<String> {
-    let list = if filled { value.filled_list() } else { value.list() }.unwrap_or_default();
-    if list.len() > most {
-        value.error(format!("{} interfaces; allowed: up to {most}", list.len()));
-    }
-    let mut seen = BTreeSet::new();
-    let mut names = Vec::new();
-    for value in list {
-        let Some(name) = value.interface() else { continue };
-        if !seen.insert(name.clone()) {
-            value.error(format!("`{name}` appears twice"));
-            continue;
-        }
-        names.push(name);
-    }
-    names
-}
-
 /// The seed, and the key of gossip that follows from it.
 fn read_seed(fields: &Fields<'_>, path: &Path) -> ([u8; 16], [u8; 32]) {
-    let text = match (fields.get("seed"), fields.get("seedFile")) {
-        (Some(_), Some(file)) => {
-            file.error("both `seed` and `seedFile` are given; allowed: one of them");
-            None
-        }
-        (None, None) => {
-            fields.error("`seed` is missing: give `seed` or `seedFile`, the same on all nodes");
-            None
-        }
-        (Some(seed), None) => seed.string().map(|text| (text.to_owned(), seed)),
-        (None, Some(file)) => read_seed_file(&file, path).map(|text| (text, file)),
-    };
-    let Some((text, value)) = text else { return ([0; 16], [0; 32]) };
-    if text.len() < MIN_SEED_BYTES {
-        value.error(format!(
-            "the seed has {} bytes; allowed: {MIN_SEED_BYTES} or more, hard to guess",
-            text.len()
-        ));
+    if fields.get("seed").is_none() && fields.get("seedFile").is_none() {
+        fields.error("`seed` is missing: give `seed` or `seedFile`, the same on all nodes");
     }
+    let text = read_secret(fields, path, "seed", "seedFile", MIN_SEED_BYTES).unwrap_or_default();
     (seed_from(&text), gossip_key_from(&text))
 }
 
-/// The file's text without the blanks around it.
-fn read_seed_file(value: &Value<'_>, path: &Path) -> Option<String> {
-    let name = value.string()?;
-    let file = path.parent().unwrap_or(Path::new("")).join(name);
-    match fs::read_to_string(&file) {
-        Ok(text) => Some(text.trim().to_owned()),
-        Err(error) => {
-            value.error(format!("{} cannot be read: {error}", file.display()));
-            None
+/// A text that is hard to guess, from the field itself or from the file that another field names,
+/// where blanks around it do not count. `None` where neither is given or something is wrong.
+fn read_secret(
+    fields: &Fields<'_>,
+    path: &Path,
+    name: &str,
+    file_name: &str,
+    least: usize,
+) -> Option<String> {
+    let (text, value) = match (fields.get(name), fields.get(file_name)) {
+        (Some(_), Some(file)) => {
+            file.error(format!("both `{name}` and `{file_name}` are given; allowed: one of them"));
+            return None;
+        }
+        (None, None) => return None,
+        (Some(value), None) => (value.string()?.to_owned(), value),
+        (None, Some(file)) => (file.text_beside(path)?.trim().to_owned(), file),
+    };
+    if text.len() < least {
+        let length = text.len();
+        value.error(format!(
+            "the {} has {length} bytes; allowed: {least} or more, hard to guess",
+            if name == "seed" { name } else { "key" }
+        ));
+    }
+    Some(text)
+}
+
+fn read_gossip(
+    spec: &Fields<'_>,
+    path: &Path,
+    tunnel_port: u16,
+    seed_key: [u8; 32],
+) -> GossipSettings {
+    let mut gossip =
+        GossipSettings { port: DEFAULT_GOSSIP_PORT, keys: vec![seed_key], seeds: Vec::new() };
+    let allowed = ["port", "key", "keyFile", "previousKey", "previousKeyFile", "seeds"];
+    let fields = spec.get("gossip").and_then(|value| value.fields(&allowed));
+    if let Some(fields) = &fields {
+        gossip.port = fields.read_or("port", DEFAULT_GOSSIP_PORT, Value::port);
+        let key = |name: &str| {
+            read_secret(fields, path, name, &format!("{name}File"), MIN_KEY_BYTES)
+                .map(|text| gossip_key_from(&text))
+        };
+        gossip.keys = vec![key("key").unwrap_or(seed_key)];
+        gossip.keys.extend(key("previousKey"));
+        gossip.keys.dedup();
+        if let Some(value) = fields.get("seeds") {
+            gossip.seeds = read_seeds(&value);
         }
     }
+    if gossip.port == tunnel_port {
+        let message = format!("{tunnel_port} is the tunnel's port too; allowed: another one");
+        match fields.and_then(|fields| fields.get("port")) {
+            Some(value) => value.error(message),
+            None => spec.error(format!("`gossip.port`: {message}")),
+        }
+    }
+    gossip
+}
+
+fn read_seeds(value: &Value<'_>) -> Vec<SocketAddr> {
+    read_set(value, MAX_GOSSIP_SEEDS, "seeds", |value| {
+        let text = value.string()?;
+        let seed = text.parse().ok();
+        let Some(seed) = seed.filter(|seed: &SocketAddr| unicast(seed.ip()).is_ok()) else {
+            value.error(format!(
+                "`{text}` is not a member's address; allowed: a unicast ADDRESS:PORT, such as \
+                 192.0.2.1:6085 or \"[2001:db8::1]:6085\""
+            ));
+            return None;
+        };
+        Some(seed)
+    })
+}
+
+fn read_hold_downs(spec: &Fields<'_>) -> HoldDowns {
+    let mut times = HoldDowns::default();
+    let Some(value) = spec.get("holdDowns") else { return times };
+    let allowed = ["backends", "vips", "most", "forget", "mute"];
+    let Some(fields) = value.fields(&allowed) else { return times };
+    for (name, time, range) in [
+        ("backends", &mut times.backends, HOLD_DOWN),
+        ("vips", &mut times.vips, HOLD_DOWN),
+        ("most", &mut times.most, HOLD_DOWN),
+        ("forget", &mut times.forget, HOLD_DOWN),
+        ("mute", &mut times.mute, MUTE),
+    ] {
+        *time = fields.read_or(name, *time, |value| value.duration(range));
+    }
+    let longest = times.backends.max(times.vips);
+    if times.most < longest {
+        fields.error(format!(
+            "`most` is {:?}, shorter than the first hold-down; allowed: {longest:?} or more",
+            times.most
+        ));
+    }
+    times
+}
+
+/// Patterns of interfaces, and gateways.
+fn read_announce(spec: &Fields<'_>) -> (Vec<String>, Vec<IpAddr>) {
+    let fields = spec.get("announce");
+    let fields = fields.and_then(|value| value.fields(&["interfaces", "gateways"]));
+    let Some(fields) = fields else { return Default::default() };
+    let patterns = fields.get("interfaces").map(|value| read_patterns(&value));
+    let gateways = fields.get("gateways").map(|value| {
+        read_set(&value, MAX_GATEWAYS, "gateways", |value| {
+            let address = value.address()?;
+            // Routers go by their link-local addresses.
+            match unicast(address) {
+                Err(what) if what != super::LINK_LOCAL => {
+                    value.error(format!("{address} is {what}; allowed: a router's own address"));
+                    None
+                }
+                _ => Some(address),
+            }
+        })
+    });
+    (patterns.unwrap_or_default(), gateways.unwrap_or_default())
+}
+
+/// Patterns of interfaces' names, here or of a frontend.
+pub fn read_patterns(value: &Value<'_>) -> Vec<String> {
+    read_set(value, MAX_PATTERNS, "patterns", Value::interface)
+}
+
+/// A list of up to `most` different elements; empty is allowed.
+fn read_set<'n, T: Clone + Ord + std::fmt::Display>(
+    value: &Value<'n>,
+    most: usize,
+    what: &str,
+    read: impl Fn(&Value<'n>) -> Option<T>,
+) -> Vec<T> {
+    let list = value.list().unwrap_or_default();
+    if list.len() > most {
+        value.error(format!("{} {what}; allowed: up to {most}", list.len()));
+    }
+    let mut seen = BTreeSet::new();
+    let mut elements = Vec::new();
+    for value in list {
+        let Some(element) = read(&value) else { continue };
+        if !seen.insert(element.clone()) {
+            value.error(format!("`{element}` appears twice"));
+            continue;
+        }
+        elements.push(element);
+    }
+    elements
 }
 
 fn read_limits(spec: &Fields<'_>) -> Limits {

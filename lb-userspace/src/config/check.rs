@@ -76,6 +76,7 @@ pub fn intent(
     check_backends(&intent, &drafts, report);
     if whole {
         check_families(&intent, &drafts, report);
+        check_announcers(&intent, &drafts, report);
         check_limits(&intent, agent, report);
     }
     Some(intent)
@@ -358,6 +359,17 @@ fn check_families(intent: &Intent, drafts: &Drafts, report: &Report) {
                     format!("{} serves no address: none is {family}", member.address),
                 );
             }
+        }
+    }
+}
+
+/// Somebody may announce it.
+fn check_announcers(intent: &Intent, drafts: &Drafts, report: &Report) {
+    for (name, draft) in &drafts.frontends {
+        let selector = &intent.frontends[name].announce.nodes;
+        if !intent.nodes.values().any(|node| selector.matches(&node.labels)) {
+            let message = "no node has the labels of `nodeSelector`: nobody would announce it";
+            report.error(&draft.announce, message);
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, ops::RangeInclusive, time::Duration};
 
 use super::{
-    agent::read_slots,
+    agent::{read_patterns, read_slots},
     read::{Fields, Place, Value},
     read_unicast,
 };
@@ -39,6 +39,7 @@ pub struct FrontendDraft {
     /// As the pool's members.
     pub members: Vec<Place>,
     pub check: Place,
+    pub announce: Place,
 }
 
 /// Reads `spec`.
@@ -52,12 +53,15 @@ pub fn read(name: String, spec: &Value<'_>) -> Option<FrontendDraft> {
         "slots",
         "sessionAffinity",
         "echo",
+        "externalTrafficPolicy",
+        "announce",
     ])?;
     let (addresses, address_places) = read_addresses(&fields).into_iter().unzip();
     let (ports, port_places) = read_ports(&fields).into_iter().unzip();
     let (pool, members) = read_pool(&fields);
     let deliveries =
         [("tunnel", Some(Delivery::Tunnel)), ("ipip", None), ("l2", None), ("nat", None)];
+    let policies = [("Cluster", Some(false)), ("Local", Some(true))];
     let affinities = [("None", Some(false)), ("ClientIP", Some(true))];
     let object = FrontendObject {
         name,
@@ -69,15 +73,17 @@ pub fn read(name: String, spec: &Value<'_>) -> Option<FrontendDraft> {
         slots: fields.get("slots").and_then(|value| read_slots(&value)),
         client_affinity: fields.read_or("sessionAffinity", false, |value| value.word(&affinities)),
         echo: fields.read_or("echo", true, Value::boolean),
-        local_only: false,
-        announce: AnnouncePolicy::default(),
+        local_only: fields.read_or("externalTrafficPolicy", false, |value| value.word(&policies)),
+        announce: fields.read_or("announce", AnnouncePolicy::default(), read_announce),
     };
+    let place_of = |name: &str| fields.get(name).map_or(spec.place.clone(), |value| value.place);
     Some(FrontendDraft {
         object,
         addresses: address_places,
         ports: port_places,
         members,
-        check: fields.get("healthCheck").map_or(spec.place.clone(), |value| value.place),
+        check: place_of("healthCheck"),
+        announce: place_of("announce"),
     })
 }
 
@@ -137,11 +143,7 @@ fn read_pool(spec: &Fields<'_>) -> (Pool, Vec<Place>) {
             (Pool::Members(members), places)
         }
         (None, Some(selector)) => {
-            let match_labels = selector
-                .fields(&["matchLabels"])
-                .and_then(|selector| selector.get("matchLabels"))
-                .and_then(|labels| labels.string_map());
-            let selector = Selector { match_labels: match_labels.unwrap_or_default() };
+            let selector = read_selector(&selector);
             (Pool::Nodes { selector, weight: DEFAULT_WEIGHT }, Vec::new())
         }
         (members, _) => {
@@ -150,6 +152,24 @@ fn read_pool(spec: &Fields<'_>) -> (Pool, Vec<Place>) {
             nothing
         }
     }
+}
+
+fn read_selector(value: &Value<'_>) -> Selector {
+    let match_labels = value
+        .fields(&["matchLabels"])
+        .and_then(|selector| selector.get("matchLabels"))
+        .and_then(|labels| labels.string_map());
+    Selector { match_labels: match_labels.unwrap_or_default() }
+}
+
+fn read_announce(value: &Value<'_>) -> Option<AnnouncePolicy> {
+    let fields = value.fields(&["nodeSelector", "interfaces"])?;
+    let nodes = fields.get("nodeSelector").map(|value| read_selector(&value));
+    let interfaces = fields.get("interfaces").map(|value| read_patterns(&value));
+    Some(AnnouncePolicy {
+        nodes: nodes.unwrap_or_default(),
+        interfaces: interfaces.unwrap_or_default(),
+    })
 }
 
 fn read_member(value: &Value<'_>) -> Option<(PoolMember, Place)> {

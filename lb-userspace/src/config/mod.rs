@@ -14,6 +14,7 @@ mod node;
 mod read;
 
 use std::{
+    collections::BTreeMap,
     fmt, fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -134,17 +135,38 @@ pub fn read_text(path: &Path) -> Result<String, ConfigErrors> {
     read().map_err(|error| ConfigErrors::whole_file(path, format!("cannot be read: {error}")))
 }
 
-/// Validates a file's text. `path` names it in errors, and a relative `seedFile` is looked for
+/// Files of secrets that a configuration names, by path, with their text; `None`: it cannot be read.
+pub type Beside = BTreeMap<PathBuf, Option<String>>;
+
+/// Validates a file's text. `path` names it in errors, and relative files of secrets are looked for
 /// beside it.
 ///
 /// # Errors
 /// Every problem of the text, sorted by line.
 pub fn parse(path: &Path, text: &str, overrides: &Overrides) -> Result<Intent, ConfigErrors> {
+    parse_with(path, text, overrides).0
+}
+
+/// As [`parse`], with the files that the text names as they were read: the answer holds for these.
+pub fn parse_with(
+    path: &Path,
+    text: &str,
+    overrides: &Overrides,
+) -> (Result<Intent, ConfigErrors>, Beside) {
     let report = Report::default();
     let intent = read_documents(text, &report)
         .map(|documents| check::intent(&documents, path, overrides, &report));
-    match (report.into_errors(), intent) {
-        (errors, Some(Some(intent))) if errors.is_empty() => Ok(intent),
+    let (errors, beside) = report.into_parts();
+    (conclude(path, errors, intent.flatten()), beside)
+}
+
+fn conclude(
+    path: &Path,
+    errors: Vec<ConfigError>,
+    intent: Option<Intent>,
+) -> Result<Intent, ConfigErrors> {
+    match (errors, intent) {
+        (errors, Some(intent)) if errors.is_empty() => Ok(intent),
         (mut errors, _) => {
             errors.sort();
             errors.dedup();
@@ -188,6 +210,9 @@ fn describe_scan_error(text: &str, error: &ScanError, at: Position) -> String {
     format!("`{key}` appears twice in one mapping; allowed: once")
 }
 
+/// What [`unicast`] says of an address that is bound to one link.
+const LINK_LOCAL: &str = "a link-local address";
+
 /// Whether an address can be a server's, a node's or a client-facing one at all: unicast, not this
 /// host's own, and not bound to one link. The error says what it is.
 fn unicast(address: IpAddr) -> Result<(), &'static str> {
@@ -203,7 +228,7 @@ fn unicast(address: IpAddr) -> Result<(), &'static str> {
         () if address.is_unspecified() => Err("the unspecified address"),
         () if loopback => Err("a loopback address"),
         () if address.is_multicast() => Err("a multicast address"),
-        () if link_local => Err("a link-local address"),
+        () if link_local => Err(LINK_LOCAL),
         () => Ok(()),
     }
 }

@@ -2,13 +2,19 @@
 //! goes on.
 
 use std::{
-    cell::RefCell, collections::BTreeMap, fmt::Display, net::IpAddr, ops::RangeInclusive,
-    path::PathBuf, time::Duration,
+    cell::RefCell,
+    collections::BTreeMap,
+    fmt::Display,
+    fs,
+    net::IpAddr,
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    time::Duration,
 };
 
 use saphyr::{AnnotatedMappingOwned, MarkedYamlOwned, Marker, ScalarOwned, YamlDataOwned};
 
-use super::{ConfigError, Position};
+use super::{Beside, ConfigError, Position};
 
 /// Longest name of an object or label value: what Kubernetes allows for a DNS subdomain.
 const MAX_NAME: usize = 253;
@@ -24,6 +30,7 @@ pub struct Place {
 #[derive(Debug, Default)]
 pub struct Report {
     errors: RefCell<Vec<ConfigError>>,
+    beside: RefCell<Beside>,
 }
 
 impl Report {
@@ -37,8 +44,8 @@ impl Report {
         self.errors.borrow().len()
     }
 
-    pub fn into_errors(self) -> Vec<ConfigError> {
-        self.errors.into_inner()
+    pub fn into_parts(self) -> (Vec<ConfigError>, Beside) {
+        (self.errors.into_inner(), self.beside.into_inner())
     }
 }
 
@@ -258,6 +265,14 @@ impl<'n> Value<'n> {
             return None;
         }
         Some(text.to_owned())
+    }
+
+    /// The text of the file that it names; relative to the folder of the file at `path`.
+    pub fn text_beside(&self, path: &Path) -> Option<String> {
+        let file = path.parent().unwrap_or(Path::new("")).join(self.string()?);
+        let text = fs::read_to_string(&file);
+        self.report.beside.borrow_mut().insert(file.clone(), text.as_ref().ok().cloned());
+        text.map_err(|error| self.error(format!("{} cannot be read: {error}", file.display()))).ok()
     }
 
     pub fn absolute_path(&self) -> Option<PathBuf> {

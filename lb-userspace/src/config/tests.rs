@@ -3,6 +3,8 @@ use std::time::Duration;
 use super::*;
 use crate::model::{CheckKind, Pool, Protocol};
 
+mod members;
+
 const EXAMPLE: &str = include_str!("../../../docs/examples/weir.yaml");
 
 /// A good file; every bad one below is this one with something replaced. Lines matter.
@@ -369,6 +371,11 @@ fn values_that_are_wrong_are_named_with_line_field_and_what_is_allowed() {
         ("type: HTTP,", "type: GRPC,", 33, "`GRPC` is not built yet; allowed: TCP, HTTP, HTTPS"),
         ("  healthCheck: {type: HTTP,", "  healthCheck: {type: HTTP", 33, "not valid YAML"),
     ];
+    assert_refused(rows);
+}
+
+/// Each row's mistake yields its message, and that alone.
+fn assert_refused(rows: &[Row]) {
     let mut failures = String::new();
     for (from, to, line, expected) in rows {
         let text = GOOD.replacen(from, to, 1);
@@ -377,7 +384,6 @@ fn values_that_are_wrong_are_named_with_line_field_and_what_is_allowed() {
         let found = errors.iter().any(|error| {
             error.starts_with(&format!("weir.yaml:{line}:")) && error.contains(expected)
         });
-        // One mistake, one message.
         if !found || errors.len() != 1 {
             failures += &format!("{from} → {to}\nwanted line {line}: {expected}\n{errors:#?}\n");
         }

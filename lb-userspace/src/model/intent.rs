@@ -67,7 +67,8 @@ impl Intent {
 }
 
 /// Object of kind `Agent`: settings of this node's agent. A change of any of them needs a restart,
-/// except `default_slots`, which touches only frontends that are new.
+/// except `default_slots`, which touches only frontends that are new, `announce_interfaces` and the
+/// keys of gossip.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct AgentSettings {
     /// Name of this node; a `Node` of that name exists.

@@ -4,10 +4,10 @@
 //! state before it: the old one stays in force as a whole, and the log and [`SourceStatus`] say so
 //! until the file is right.
 //!
-//! The file's text itself is compared, so it does not matter how it is replaced: in place, by
-//! rename, or by the symbolic links of a ConfigMap.
+//! The text itself is compared, and that of the files of secrets which it names, so it does not
+//! matter how a file is replaced: in place, by rename, or by the symbolic links of a ConfigMap.
 
-use std::{collections::BTreeMap, future, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fs, future, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -17,7 +17,7 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use crate::{
-    config::{self, ConfigErrors, Overrides},
+    config::{self, Beside, ConfigErrors, Overrides},
     model::{AgentSettings, Intent, Protocol},
 };
 
@@ -36,16 +36,25 @@ pub struct SourceStatus {
     pub loaded_at: std::time::SystemTime,
 }
 
-/// Watches one file. The agent opens it, takes the receivers and then runs it.
+/// The file as it was at one moment.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Look {
+    /// Or why it could not be read.
+    text: Result<String, ConfigErrors>,
+    /// The files of secrets that the judged text names.
+    beside: Beside,
+}
+
+/// Watches one file and those that it names. The agent opens it, takes the receivers and then runs it.
 #[derive(Debug)]
 pub struct FileSource {
     path: PathBuf,
     overrides: Overrides,
     clock: fn() -> std::time::SystemTime,
-    /// The text that was judged last, or why it could not be read.
-    judged: Result<String, ConfigErrors>,
+    /// What was judged last.
+    judged: Look,
     /// Seen once, and not judged yet.
-    fresh: Option<Result<String, ConfigErrors>>,
+    fresh: Option<Look>,
     intent: watch::Sender<Arc<Intent>>,
     status: watch::Sender<SourceStatus>,
 }
@@ -61,13 +70,14 @@ impl FileSource {
         clock: fn() -> std::time::SystemTime,
     ) -> Result<Self, ConfigErrors> {
         let text = config::read_text(&path)?;
-        let intent = config::parse(&path, &text, &overrides)?;
+        let (intent, beside) = config::parse_with(&path, &text, &overrides);
+        let intent = intent?;
         let status = SourceStatus { ok: true, problems: Vec::new(), loaded_at: clock() };
         Ok(Self {
             path,
             overrides,
             clock,
-            judged: Ok(text),
+            judged: Look { text: Ok(text), beside },
             fresh: None,
             intent: watch::Sender::new(Arc::new(intent)),
             status: watch::Sender::new(status),
@@ -103,13 +113,17 @@ impl FileSource {
 
     /// One look at the file; judges a change that it sees for the second time.
     pub fn poll(&mut self) {
-        let text = config::read_text(&self.path);
-        if text == self.judged {
+        let named = self.judged.beside.keys();
+        let look = Look {
+            text: config::read_text(&self.path),
+            beside: named.map(|file| (file.clone(), fs::read_to_string(file).ok())).collect(),
+        };
+        if look == self.judged {
             self.fresh = None;
-        } else if self.fresh.as_ref() == Some(&text) {
-            self.judge(text);
+        } else if self.fresh.as_ref() == Some(&look) {
+            self.judge(look.text);
         } else {
-            self.fresh = Some(text);
+            self.fresh = Some(look);
         }
     }
 
@@ -120,11 +134,11 @@ impl FileSource {
 
     fn judge(&mut self, text: Result<String, ConfigErrors>) {
         self.fresh = None;
-        let read = match &text {
-            Ok(text) => config::parse(&self.path, text, &self.overrides),
-            Err(errors) => Err(errors.clone()),
+        let (read, beside) = match &text {
+            Ok(text) => config::parse_with(&self.path, text, &self.overrides),
+            Err(errors) => (Err(errors.clone()), Beside::new()),
         };
-        self.judged = text;
+        self.judged = Look { text, beside };
         let old = self.intent.borrow().clone();
         let succeeded = read
             .map_err(|errors| errors.lines().collect())
@@ -186,9 +200,22 @@ fn succeed(old: &Intent, mut new: Intent) -> Result<(Intent, Vec<String>), Vec<S
             )
         })
         .collect();
-    // Only `default_slots` may change while the agent runs.
-    new.agent = AgentSettings { default_slots: new.agent.default_slots, ..old.agent.clone() };
+    new.agent = keep_settings(&old.agent, new.agent);
     Ok((new, restarts))
+}
+
+/// The old settings with those of the new ones that may change while the agent runs.
+fn keep_settings(old: &AgentSettings, new: AgentSettings) -> AgentSettings {
+    let mut kept = AgentSettings {
+        default_slots: new.default_slots,
+        announce_interfaces: new.announce_interfaces,
+        ..old.clone()
+    };
+    // A key may follow from the seed, and then waits with it.
+    if new.seed == old.seed {
+        kept.gossip.keys = new.gossip.keys;
+    }
+    kept
 }
 
 /// A frontend's slots are fixed for its life: those that exist and name none keep what they have,
@@ -264,7 +291,7 @@ fn changed_settings(old: &AgentSettings, new: &AgentSettings) -> Vec<&'static st
         ("gossip.port", gossip.port != old.gossip.port),
         ("gossip.seeds", gossip.seeds != old.gossip.seeds),
         ("holdDowns", *hold_downs != old.hold_downs),
-        ("gateways", *gateways != old.gateways),
+        ("announce.gateways", *gateways != old.gateways),
     ]
     .into_iter()
     .filter_map(|(name, changed)| changed.then_some(name))

@@ -152,3 +152,61 @@ fn a_reload_judges_at_once() {
     source.reload();
     assert!(!status(&source).ok);
 }
+
+/// The example with these lines instead of its own about gossip.
+fn with_gossip(lines: &str) -> String {
+    let text = GOOD.replacen("  gossip: {port: 6085}\n", lines, 1);
+    assert_ne!(text, GOOD);
+    text
+}
+
+#[test]
+fn keys_and_announcing_interfaces_change_without_a_restart_and_port_and_seeds_do_not() {
+    let key = "a key of many words";
+    let source = after(&with_gossip(&format!(
+        "  gossip: {{key: {key}, port: 7000, seeds: ['192.0.2.1:7000']}}\n  announce: \
+         {{interfaces: ['eth*'], gateways: [192.0.2.254]}}\n"
+    )));
+    let problems = status(&source).problems;
+    assert_eq!(problems.len(), 3, "{problems:?}");
+    for (problem, field) in
+        problems.iter().zip(["gossip.port", "gossip.seeds", "announce.gateways"])
+    {
+        assert!(problem.contains(&format!("spec.{field} changed")), "{problem}");
+    }
+    let agent = source.intent().borrow().agent.clone();
+    assert_eq!(agent.gossip.keys, [crate::model::seed::gossip_key_from(key)]);
+    assert_eq!((agent.gossip.port, agent.announce_interfaces), (6085, vec!["eth*".into()]));
+}
+
+#[test]
+fn keys_wait_for_the_restart_together_with_the_seed() {
+    let source = after(&GOOD.replace("put 16 or more", "replaced by"));
+    let agent = source.intent().borrow().agent.clone();
+    let text = "put 16 or more random characters here";
+    assert_eq!(agent.gossip.keys, [crate::model::seed::gossip_key_from(text)]);
+}
+
+#[test]
+fn a_key_file_is_followed_as_the_configuration_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, key) = (dir.path().join("weir.yaml"), dir.path().join("key"));
+    fs::write(&key, "a key of many words").unwrap();
+    fs::write(&path, with_gossip("  gossip: {keyFile: key}\n")).unwrap();
+    let mut source = open(&path);
+    let mut look = |text: Option<&str>| {
+        match text {
+            Some(text) => fs::write(&key, text).unwrap(),
+            None => fs::remove_file(&key).unwrap(),
+        }
+        source.poll();
+        source.poll();
+        (source.intent().borrow().agent.gossip.keys[0], status(&source).ok)
+    };
+    let [one, two] =
+        ["another key of words", "a third key of words"].map(crate::model::seed::gossip_key_from);
+    assert_eq!(look(Some("another key of words")), (one, true));
+    assert_eq!(look(Some("short")), (one, false));
+    assert_eq!(look(None), (one, false));
+    assert_eq!(look(Some("a third key of words\n")), (two, true));
+}
