@@ -136,6 +136,21 @@ pub fn follow<'a>(
     moved
 }
 
+/// For each VIP of local-only frontends the nodes with a backend of theirs that may own slots: only they
+/// may announce it.
+pub fn holders(inputs: &Inputs<'_>) -> BTreeMap<IpAddr, BTreeSet<String>> {
+    let mut holders: BTreeMap<IpAddr, BTreeSet<String>> = BTreeMap::new();
+    for object in inputs.intent.frontends.values().filter(|object| object.local_only) {
+        for (address, port) in frontends_of(object) {
+            let members = inputs.intent.members(object, address, port).into_iter();
+            let serving = members.filter(|member| serves(inputs, object, port, member));
+            let nodes = serving.map(|member| member.node.to_owned());
+            holders.entry(address).or_default().extend(nodes);
+        }
+    }
+    holders
+}
+
 /// Everything that health must probe, each target once, and the objects that ask it, by name.
 pub type Askers = BTreeMap<Target, BTreeSet<String>>;
 
@@ -254,9 +269,19 @@ fn owners(
         .collect()
 }
 
-/// Whether new flows may go to a member: its node serves, whatever its health; no probe says that it
-/// is down; and it is here, where only local ones may.
+/// Whether new flows may go to a member from here: where only local ones may, it must be here.
 fn may_own(
+    inputs: &Inputs<'_>,
+    object: &FrontendObject,
+    port: &FrontendPort,
+    member: &Member<'_>,
+) -> bool {
+    let here = !object.local_only || member.node == inputs.members.own;
+    here && serves(inputs, object, port, member)
+}
+
+/// Whether a member takes new flows: its node serves, and no probe says that it is down.
+fn serves(
     inputs: &Inputs<'_>,
     object: &FrontendObject,
     port: &FrontendPort,
@@ -267,8 +292,7 @@ fn may_own(
             target(object, port, member.endpoint).and_then(|target| inputs.verdicts.get(&target));
         verdict.is_some_and(|health| !health.serves())
     };
-    let here = !object.local_only || member.node == inputs.members.own;
-    member.weight > 0 && here && inputs.members.serves(member.node) && !down()
+    member.weight > 0 && inputs.members.serves(member.node) && !down()
 }
 
 fn add_backend(

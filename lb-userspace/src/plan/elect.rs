@@ -17,9 +17,15 @@ pub fn announcer<'a>(
     vip: IpAddr,
     candidates: impl IntoIterator<Item = &'a str>,
 ) -> Option<&'a str> {
+    let rank = rank(seed, vip);
+    candidates.into_iter().max_by_key(|name| rank(name))
+}
+
+/// How well a node suits a VIP: of several the greatest announces it.
+pub fn rank<'a>(seed: &[u8; 16], vip: IpAddr) -> impl Fn(&'a str) -> (u64, &'a str) + use<'a> {
     let octets = lb_common::net::Addr::from(vip).octets();
     let keyed = absorb(keyed(seed, DOMAIN), &octets);
-    candidates.into_iter().max_by_key(|name| (absorb(keyed, name.as_bytes()).finish(), *name))
+    move |name| (absorb(keyed, name.as_bytes()).finish(), name)
 }
 
 #[cfg(test)]

@@ -7,5 +7,5 @@ pub mod owners;
 
 pub use desired::{
     Askers, Desired, DesiredBackend, DesiredFrontend, DesiredNode, DesiredVip, Inputs, askers,
-    desired, follow, targets,
+    desired, follow, holders, targets,
 };

@@ -134,6 +134,10 @@ fn a_local_only_pool_has_this_nodes_backends_only_and_says_so() {
     assert_eq!(owners(&plan, http()), ["10.1.0.10:8080*1"], "worker-1 is this node");
     assert_eq!(plan.frontends[&http()].flags, flags::LOCAL_ONLY | flags::ALWAYS_YOUNG);
     assert_eq!(plan.backends.len(), 8, "the others keep their arrivals");
+    let members = members(&names(&["worker-1", "worker-2"]));
+    let inputs = Inputs { intent: &intent, verdicts: &Verdicts::new(), members: &members };
+    let both = names(&["worker-1", "worker-2"]);
+    assert_eq!(holders(&inputs), [(http().address, both)].into());
 }
 
 #[test]
