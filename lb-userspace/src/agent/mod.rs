@@ -17,14 +17,14 @@ use std::{
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, bail};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::watch,
+    sync::{mpsc, watch},
     task::JoinSet,
     time::{sleep, sleep_until, timeout},
 };
@@ -258,6 +258,11 @@ fn load(intent: &Intent) -> anyhow::Result<(Loaded, Maps, heartbeat::Heartbeat)>
     Ok((loaded, maps, heartbeat))
 }
 
+/// This life of the agent, by the clock of the day.
+fn life() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
 /// Starts everything that runs beside the loop and connects it.
 fn wire(
     tasks: &mut JoinSet<anyhow::Result<()>>,
@@ -265,7 +270,7 @@ fn wire(
     agent: &AgentSettings,
 ) -> (Inlets, state::Outlets) {
     let nodes = watch::Sender::new(state::addresses(&source.intent().borrow()));
-    let targets = watch::Sender::new(Arc::new(crate::plan::targets(&source.intent().borrow())));
+    let targets = watch::Sender::new(crate::plan::targets(&source.intent().borrow()));
     let announced = watch::Sender::new(Arc::new(BTreeMap::<IpAddr, announce::Uplink>::new()));
     let (hops, hops_in) = watch::channel(Arc::default());
     let (interfaces, interfaces_in) = watch::channel(Arc::default());
@@ -301,9 +306,19 @@ fn wire(
         membership::run(settings, followed, alive, peers).await;
         Ok(())
     });
-    let followed = targets.subscribe();
+    let members = watch::Sender::new(Arc::default());
+    let settings = health::Settings { node: agent.node.clone(), seed: agent.seed, run: life() };
+    // Agents do not hear each other yet.
+    let (words, publish) = (mpsc::channel(1).1, mpsc::unbounded_channel().0);
+    let channels = health::Channels {
+        targets: targets.subscribe(),
+        members: members.subscribe(),
+        words,
+        publish,
+        verdicts,
+    };
     tasks.spawn(async move {
-        health::run(followed, verdicts).await;
+        health::run(settings, channels).await;
         Ok(())
     });
     let followed = announced.subscribe();
@@ -312,5 +327,5 @@ fn wire(
         source.run().await;
         Ok(())
     });
-    (inlets, state::Outlets { nodes, targets, announced })
+    (inlets, state::Outlets { nodes, targets, members, announced })
 }

@@ -10,7 +10,9 @@ use super::state::{Inlets, State};
 use crate::{
     membership::PeerState,
     model::{CheckKind, Health, Problem, Target},
-    report::status::{self, AgentStatus, FrontendStatus, HealthWord, Peer, TargetStatus},
+    report::status::{
+        self, AgentStatus, FrontendStatus, HealthWord, Peer, TargetCause, TargetStatus, Votes,
+    },
 };
 
 /// What does not change.
@@ -95,8 +97,8 @@ fn peers(inlets: &Inlets) -> Vec<Peer> {
 
 fn targets(inlets: &Inlets) -> Vec<TargetStatus> {
     let verdicts = inlets.verdicts.borrow();
-    let status = |target: Target| {
-        let (health, reason) = match verdicts.get(&target) {
+    let status = |target: &Target| {
+        let (health, reason) = match verdicts.get(target) {
             None | Some(Health::Unknown) => (HealthWord::Unknown, None),
             Some(Health::Up) => (HealthWord::Up, None),
             Some(Health::Down(reason)) => (HealthWord::Down, Some(reason.clone())),
@@ -106,9 +108,15 @@ fn targets(inlets: &Inlets) -> Vec<TargetStatus> {
             CheckKind::Http(_) => "http",
             CheckKind::Https { .. } => "https",
         };
-        TargetStatus { address: target.address, check: check.into(), health, reason }
+        let cause = verdicts.cause(target).map(|cause| TargetCause {
+            by: cause.by.iter().map(|node| node.to_string()).collect(),
+            votes: Votes { up: cause.up, down: cause.down },
+            since_ms: millis(cause.since),
+        });
+        TargetStatus { address: target.address, check: check.into(), health, reason, cause }
     };
-    crate::plan::targets(&inlets.intent.borrow()).into_iter().map(status).collect()
+    let targets = crate::plan::targets(&inlets.intent.borrow());
+    targets.keys().map(|target| status(target)).collect()
 }
 
 fn millis(time: SystemTime) -> u64 {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    iter,
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -20,7 +21,7 @@ use crate::{
         maps::Maps,
     },
     membership::{Alive, PeerStatus},
-    model::{Intent, Members, Problem, Target, Verdicts},
+    model::{Intent, Members, Problem, Targets, Verdicts},
     netlink::Interfaces,
     plan::{self, Askers, Desired, Inputs},
     report::status::Attachment,
@@ -73,7 +74,7 @@ impl Inlets {
         // Senders that are gone show as their tasks' end.
         let _ = self.alive.wait_for(|alive| alive.ready).await;
         let targets = plan::targets(&self.intent.borrow());
-        let known = |verdicts: &Arc<Verdicts>| targets.iter().all(|it| verdicts.contains_key(it));
+        let known = |verdicts: &Arc<Verdicts>| targets.keys().all(|it| verdicts.contains_key(it));
         let _ = self.verdicts.wait_for(known).await;
     }
 }
@@ -81,7 +82,8 @@ impl Inlets {
 /// What the loop tells the others.
 pub struct Outlets {
     pub nodes: watch::Sender<Addresses>,
-    pub targets: watch::Sender<Arc<BTreeSet<Target>>>,
+    pub targets: watch::Sender<Arc<Targets>>,
+    pub members: watch::Sender<Arc<Members>>,
     pub announced: watch::Sender<Arc<BTreeMap<IpAddr, announce::Uplink>>>,
 }
 
@@ -91,7 +93,7 @@ type Parts = (Arc<Intent>, Arc<Alive>, Arc<BTreeMap<String, Hop>>, Arc<Interface
 /// What the last plan was made of.
 struct Basis {
     parts: Parts,
-    members: Members,
+    members: Arc<Members>,
     askers: Askers,
     /// The last verdict that it knew, and how many targets had been forgotten.
     turn: u64,
@@ -172,9 +174,10 @@ impl State {
         }
         let askers = plan::askers(&intent);
         tell(&self.outlets.nodes, addresses(&intent));
-        tell(&self.outlets.targets, Arc::new(askers.keys().cloned().collect()));
+        tell(&self.outlets.targets, askers.targets.clone());
 
-        let members = members(&intent, &alive);
+        let members = Arc::new(members(&intent, &alive));
+        tell(&self.outlets.members, members.clone());
         let inputs = Inputs { intent: &intent, verdicts: &verdicts, members: &members };
         let desired = plan::desired(&inputs);
         let announced = self.announced(&intent, &interfaces, &desired, alive.ready);
@@ -205,7 +208,8 @@ impl State {
     fn follow(&mut self, mut basis: Basis, verdicts: &Verdicts, around: Surroundings) -> bool {
         let inputs = Inputs { intent: &basis.parts.0, verdicts, members: &basis.members };
         let changed = verdicts.since(basis.turn);
-        let frontends = plan::follow(&mut self.desired, &inputs, &basis.askers, changed);
+        let frontends =
+            plan::follow(&mut self.desired, &inputs, &basis.askers, changed, iter::empty());
         basis.turn = verdicts.turn();
         self.basis = Some(basis);
         self.apply(around, &Scope::Part { around: false, frontends, backends: BTreeSet::new() })

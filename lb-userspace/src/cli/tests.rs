@@ -107,12 +107,14 @@ fn agent() -> AgentStatus {
                 check: "tcp".into(),
                 health: HealthWord::Up,
                 reason: None,
+                cause: None,
             },
             TargetStatus {
                 address: "10.0.0.2:8443".parse().unwrap(),
                 check: "http".into(),
                 health: HealthWord::Down,
                 reason: Some("status 500".into()),
+                cause: None,
             },
         ],
         frontends: vec![FrontendStatus {

@@ -1,4 +1,4 @@
-//! Asks every target for ever and publishes what comes out.
+//! Asks every target of this member for ever, tells the others, hears them, and hands on what follows.
 //!
 //! One task a target, so no target waits for another's answer and none is asked twice at once.
 //! A target that is no longer wanted ends with its task, and its verdict goes with it.
@@ -10,7 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -20,8 +20,14 @@ use tokio::{
     time::{interval, sleep_until},
 };
 
-use super::{Failure, Prober, Streak};
-use crate::model::{Health, Target, Verdicts};
+use super::{
+    Failure, Prober, Streak,
+    combine::{Combine, Publication},
+};
+use crate::{
+    membership::topic::Change,
+    model::{Health, Members, Target, Targets, Verdicts},
+};
 
 /// Probes in flight at once, unless the limit on open files leaves less. A probe that waits for its
 /// turn is late, never failed.
@@ -35,26 +41,42 @@ const COALESCE: Duration = Duration::from_millis(5);
 /// Changes under way from the tasks; a full queue makes tasks wait, and loses nothing.
 const QUEUE: usize = 1024;
 
-/// Between two looks at whether probes had to wait for their turn.
-const WAIT_REPORT: Duration = Duration::from_secs(60);
+/// Between two looks at whether probes had to wait for their turn, and others sent what is no word.
+const REPORT: Duration = Duration::from_secs(60);
 
 /// A change of verdict, from the task that was given this number.
-type Change = (u64, Health);
+type Found = (u64, Health);
 
-struct Watched {
-    task: u64,
-    abort: AbortHandle,
+/// What the runner must know beside its channels.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This node's name.
+    pub node: String,
+    pub seed: [u8; 16],
+    /// This life of the agent: greater than that of any life before.
+    pub run: u64,
 }
 
-/// Probes what `targets` names until its sender is gone, and keeps `verdicts` true.
+/// Whom the runner follows and tells.
+pub struct Channels {
+    pub targets: watch::Receiver<Arc<Targets>>,
+    pub members: watch::Receiver<Arc<Members>>,
+    /// What other members say. May end before the others.
+    pub words: mpsc::Receiver<Vec<Change>>,
+    /// This member's own words, for all others; at most one a target and change of its verdict.
+    pub publish: mpsc::UnboundedSender<Publication>,
+    /// Notified of changed verdicts; renewed without a notice when only their causes changed.
+    pub verdicts: watch::Sender<Arc<Verdicts>>,
+}
+
+/// Probes what of `targets` this member should until the sender of those, or of the members, is gone;
+/// keeps `verdicts` true.
 ///
 /// Needs a multi-threaded runtime for thousands of targets. Raises the limit on open files to the
 /// hard limit.
-pub async fn run(
-    mut targets: watch::Receiver<Arc<BTreeSet<Target>>>,
-    verdicts: watch::Sender<Arc<Verdicts>>,
-) {
-    let (sender, mut changes) = mpsc::channel::<Change>(QUEUE);
+pub async fn run(settings: Settings, channels: Channels) {
+    let Channels { mut targets, mut members, mut words, publish, verdicts } = channels;
+    let (sender, mut found) = mpsc::channel::<Found>(QUEUE);
     let limit = in_flight();
     let shared = Arc::new(Shared {
         prober: Prober::new(),
@@ -63,35 +85,70 @@ pub async fn run(
         changes: sender,
     });
     let mut checks = Checks::new(shared.clone());
-    let mut wait_report = interval(WAIT_REPORT);
-    let mut latest = Verdicts::new();
-    let mut published = Instant::now();
-    let mut dirty = checks.follow(&targets.borrow_and_update().clone(), &mut latest);
+    let mut combine = Combine::new(&settings.node, settings.seed, settings.run);
+    combine.set_members(&members.borrow_and_update().clone(), SystemTime::now());
+    combine.set_targets(&targets.borrow_and_update().clone(), SystemTime::now());
+    let mut report = interval(REPORT);
+    let (mut dirty, mut published, mut malformed) = (false, Instant::now(), 0);
     loop {
+        if combine.take_reassigned() {
+            checks.follow(&combine.mine());
+        }
+        for publication in combine.take_publications() {
+            // Without anybody to tell, this node still serves itself.
+            let _ = publish.send(publication);
+        }
+        dirty |= combine.take_touched();
         let publish_at = published + COALESCE;
         tokio::select! {
             biased;
             () = sleep_until(publish_at.into()), if dirty => {
-                verdicts.send_replace(Arc::new(latest.clone()));
+                renew(&verdicts, combine.verdicts());
                 (dirty, published) = (false, Instant::now());
             }
             changed = targets.changed() => {
                 if changed.is_err() {
                     return;
                 }
-                let wanted = targets.borrow_and_update().clone();
-                dirty |= checks.follow(&wanted, &mut latest);
+                combine.set_targets(&targets.borrow_and_update().clone(), SystemTime::now());
             }
-            Some((task, health)) = changes.recv() => dirty |= checks.note(task, health, &mut latest),
+            changed = members.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                combine.set_members(&members.borrow_and_update().clone(), SystemTime::now());
+            }
+            Some(changes) = words.recv() => {
+                let now = SystemTime::now();
+                malformed += changes.iter().filter(|it| combine.on_change(it, now).is_err()).count();
+            }
+            Some((task, health)) = found.recv() => {
+                if let Some(target) = checks.note(task, &health) {
+                    combine.on_probe(target, &health, SystemTime::now());
+                }
+            }
             Some(_ended) = checks.tasks.join_next() => {}
-            _ = wait_report.tick() => {
+            _ = report.tick() => {
                 let waited = shared.waited.swap(0, Ordering::Relaxed);
                 if waited > 0 {
                     tracing::warn!(waited, limit, "health checks came late: too many in flight");
                 }
+                if std::mem::take(&mut malformed) > 0 {
+                    tracing::warn!("other members sent verdicts that are none");
+                }
             }
         }
     }
+}
+
+/// Hands verdicts on; only those that changed are worth a notice.
+fn renew(verdicts: &watch::Sender<Arc<Verdicts>>, latest: &Verdicts) {
+    verdicts.send_if_modified(|former| {
+        let state = |verdicts: &Verdicts| (verdicts.turn(), verdicts.removals());
+        let changed = state(former) != state(latest);
+        *former = Arc::new(latest.clone());
+        changed
+    });
 }
 
 /// What all tasks use.
@@ -100,15 +157,20 @@ struct Shared {
     turns: Semaphore,
     /// Probes that found all turns taken.
     waited: AtomicU64,
-    changes: mpsc::Sender<Change>,
+    changes: mpsc::Sender<Found>,
+}
+
+struct Watched {
+    task: u64,
+    abort: AbortHandle,
 }
 
 /// The tasks that probe, one a target.
 struct Checks {
     shared: Arc<Shared>,
     tasks: JoinSet<()>,
-    watched: BTreeMap<Target, Watched>,
-    names: BTreeMap<u64, Target>,
+    watched: BTreeMap<Arc<Target>, Watched>,
+    names: BTreeMap<u64, Arc<Target>>,
     next_task: u64,
 }
 
@@ -118,16 +180,14 @@ impl Checks {
         Self { shared, tasks: JoinSet::new(), watched, names, next_task: 0 }
     }
 
-    /// Ends what is not wanted, starts what is new. True if a verdict went away.
-    fn follow(&mut self, wanted: &BTreeSet<Target>, latest: &mut Verdicts) -> bool {
-        let before = latest.len();
+    /// Ends what is not wanted, starts what is new at once.
+    fn follow(&mut self, wanted: &BTreeSet<Arc<Target>>) {
         let names = &mut self.names;
         self.watched.retain(|target, watched| {
             let keep = wanted.contains(target);
             if !keep {
                 watched.abort.abort();
                 names.remove(&watched.task);
-                latest.remove(target);
             }
             keep
         });
@@ -144,13 +204,12 @@ impl Checks {
             self.names.insert(task, target.clone());
             start += START_SPREAD;
         }
-        latest.len() != before
     }
 
-    /// Takes one change over. A change of a task that was ended since is void.
-    fn note(&self, task: u64, health: Health, latest: &mut Verdicts) -> bool {
-        let Some(target) = self.names.get(&task) else { return false };
-        match &health {
+    /// Tells of one change and whose it is. A change of a task that was ended since is void.
+    fn note(&self, task: u64, health: &Health) -> Option<&Arc<Target>> {
+        let target = self.names.get(&task)?;
+        match health {
             Health::Down(reason) => {
                 tracing::warn!(target_address = %target.address, %reason, "health check down");
             }
@@ -158,13 +217,12 @@ impl Checks {
                 tracing::info!(target_address = %target.address, "health check up");
             }
         }
-        latest.insert(target.clone(), health);
-        true
+        Some(target)
     }
 }
 
 /// Probes one target until aborted.
-async fn watch_target(shared: Arc<Shared>, task: u64, target: Target, start: Instant) {
+async fn watch_target(shared: Arc<Shared>, task: u64, target: Arc<Target>, start: Instant) {
     let mut streak = Streak::new(start);
     let mut local_failure = false;
     loop {

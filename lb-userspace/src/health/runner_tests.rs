@@ -6,7 +6,11 @@ use tokio::{
 };
 
 use super::*;
-use crate::model::{Check, CheckKind};
+use crate::{
+    health::word::{Word, name},
+    membership::topic::{Key, Topic},
+    model::{Check, CheckKind},
+};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -36,16 +40,30 @@ async fn server() -> (SocketAddr, tokio::task::JoinHandle<()>) {
 }
 
 struct Running {
-    targets: watch::Sender<Arc<BTreeSet<Target>>>,
+    targets: watch::Sender<Arc<Targets>>,
+    members: watch::Sender<Arc<Members>>,
+    words: mpsc::Sender<Vec<Change>>,
+    published: mpsc::UnboundedReceiver<Publication>,
     verdicts: watch::Receiver<Arc<Verdicts>>,
+}
+
+/// All on this node, whose agent is the only one.
+fn here(targets: impl IntoIterator<Item = Target>) -> Arc<Targets> {
+    Arc::new(targets.into_iter().map(|target| (Arc::new(target), "here".into())).collect())
 }
 
 impl Running {
     fn start(targets: impl IntoIterator<Item = Target>) -> Self {
-        let (targets, wanted) = watch::channel(Arc::new(targets.into_iter().collect()));
+        let (targets, wanted) = watch::channel(here(targets));
+        let (members, known) = watch::channel(Arc::default());
+        let (words, heard) = mpsc::channel(1);
+        let (publish, published) = mpsc::unbounded_channel();
         let (sender, verdicts) = watch::channel(Arc::default());
-        tokio::spawn(run(wanted, sender));
-        Self { targets, verdicts }
+        let settings = Settings { node: "here".into(), seed: [1; 16], run: 1 };
+        let channels =
+            Channels { targets: wanted, members: known, words: heard, publish, verdicts: sender };
+        tokio::spawn(run(settings, channels));
+        Self { targets, members, words, published, verdicts }
     }
 
     async fn until(&mut self, condition: impl FnMut(&Arc<Verdicts>) -> bool) -> Arc<Verdicts> {
@@ -68,11 +86,42 @@ async fn a_server_that_dies_goes_down_and_comes_back_up() {
 }
 
 #[tokio::test]
+async fn a_target_is_probed_here_only_while_its_node_has_no_agent_and_words_go_both_ways() {
+    let (address, _task) = server().await;
+    let watched = target(address);
+    let mut running = Running::start([]);
+    let there = |target: &Target| Arc::new([(Arc::new(target.clone()), "there".into())].into());
+    let members = |names: &[&str]| {
+        let assumed = Members::assumed("here", names.iter().copied());
+        Arc::new(Members { ready: true, ..assumed })
+    };
+    running.members.send_replace(members(&["here", "there"]));
+    running.targets.send_replace(there(&watched));
+    let key = Key::new(Topic::VERDICT, name(&[1; 16], &watched));
+    let health = Health::Down("there says so".into());
+    let value = Word::new(1, &health).map(|word| word.encode().into());
+    let change = Change { origin: "there".into(), key: key.clone(), value };
+    running.words.send(vec![change]).await.unwrap();
+    running.until(|all| all.get(&watched) == Some(&health)).await;
+    assert!(running.published.is_empty(), "it is not this node's to probe");
+
+    running.members.send_replace(members(&["here"]));
+    let all = running.until(|all| all.get(&watched) == Some(&Health::Up)).await;
+    assert_eq!(all.cause(&watched).unwrap().by, ["here".into()]);
+    let (published, value) = running.published.recv().await.unwrap();
+    assert_eq!((published, Word::decode(&value.unwrap()).unwrap().up), (key.clone(), true));
+
+    running.members.send_replace(members(&["here", "there"]));
+    assert_eq!(running.published.recv().await, Some((key, None)));
+    running.until(|all| all.get(&watched) == Some(&health)).await;
+}
+
+#[tokio::test]
 async fn removed_targets_vanish_from_the_verdicts() {
     let ((one, _one), (two, _two)) = (server().await, server().await);
     let mut running = Running::start([target(one), target(two)]);
     running.until(|all| all.len() == 2).await;
-    running.targets.send_replace(Arc::new([target(two)].into()));
+    running.targets.send_replace(here([target(two)]));
     let left = running.until(|all| all.len() == 1).await;
     assert_eq!(left.keys().collect::<Vec<_>>(), [&target(two)]);
     running.targets.send_replace(Arc::default());
@@ -85,7 +134,7 @@ async fn a_single_change_is_published_within_five_milliseconds_of_the_probe() {
     let mut running = Running::start([]);
     sleep(COALESCE * 2).await;
     let start = Instant::now();
-    running.targets.send_replace(Arc::new([target(address)].into()));
+    running.targets.send_replace(here([target(address)]));
     running.until(|all| all.len() == 1).await;
     // A loopback connect takes microseconds; the rest is room for a busy machine.
     assert!(start.elapsed() < COALESCE * 10, "{:?}", start.elapsed());

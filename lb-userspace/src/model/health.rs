@@ -1,6 +1,12 @@
 //! What probes say.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    net::SocketAddr,
+    sync::Arc,
+    time::SystemTime,
+};
 
 use super::Check;
 
@@ -11,6 +17,9 @@ pub struct Target {
     pub address: SocketAddr,
     pub check: Check,
 }
+
+/// All targets, each with the name of the node that it is on.
+pub type Targets = BTreeMap<Arc<Target>, Arc<str>>;
 
 /// The state of one target. One that was never decided is `Unknown` and counts as up: an agent that
 /// starts must not take away what serves.
@@ -29,14 +38,53 @@ impl Health {
     }
 }
 
+/// Whose word a verdict is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Cause {
+    /// The nodes that probe the target.
+    pub by: Vec<Arc<str>>,
+    /// How many of them say that it is up, and that it is down; the others said nothing yet.
+    pub up: usize,
+    pub down: usize,
+    /// Since when the target has been up, or down.
+    pub since: SystemTime,
+}
+
+/// Parts of [`Verdicts`]: as many as make a copy of the list of parts and one of a part of 10,000
+/// verdicts cost about the same.
+const SHARDS: usize = 128;
+
 /// The latest word on every target; one that is absent is `Unknown`. Remembers which came last, so that
 /// who follows it need not look at all.
-#[derive(Clone, Debug, Default)]
+///
+/// A copy shares all that neither side changes: it costs a fixed number of parts, not what there is.
+#[derive(Clone, Debug)]
 pub struct Verdicts {
-    by_target: BTreeMap<Target, (u64, Health)>,
-    by_turn: BTreeMap<u64, Target>,
+    /// By hash of the target.
+    shards: Vec<Arc<Shard>>,
+    len: usize,
     turn: u64,
     removals: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Shard {
+    /// The last turn of an entry.
+    newest: u64,
+    entries: BTreeMap<Arc<Target>, Entry>,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    turn: u64,
+    health: Health,
+    cause: Option<Arc<Cause>>,
+}
+
+impl Default for Verdicts {
+    fn default() -> Self {
+        Self { shards: vec![Arc::default(); SHARDS], len: 0, turn: 0, removals: 0 }
+    }
 }
 
 impl Verdicts {
@@ -45,42 +93,73 @@ impl Verdicts {
     }
 
     pub fn get(&self, target: &Target) -> Option<&Health> {
-        self.by_target.get(target).map(|(_, health)| health)
+        self.entry(target).map(|entry| &entry.health)
+    }
+
+    /// Whose word it is, where that is known.
+    pub fn cause(&self, target: &Target) -> Option<&Cause> {
+        self.entry(target)?.cause.as_deref()
     }
 
     pub fn contains_key(&self, target: &Target) -> bool {
-        self.by_target.contains_key(target)
+        self.entry(target).is_some()
     }
 
+    /// In no order.
     pub fn iter(&self) -> impl Iterator<Item = (&Target, &Health)> {
-        self.by_target.iter().map(|(target, (_, health))| (target, health))
+        let entries = self.shards.iter().flat_map(|shard| &shard.entries);
+        entries.map(|(target, entry)| (&**target, &entry.health))
     }
 
+    /// In no order.
     pub fn keys(&self) -> impl Iterator<Item = &Target> {
-        self.by_target.keys()
+        self.iter().map(|(target, _)| target)
     }
 
     pub fn len(&self) -> usize {
-        self.by_target.len()
+        self.len
     }
 
     pub fn is_empty(&self) -> bool {
-        self.by_target.is_empty()
+        self.len == 0
     }
 
     /// Takes the next turn.
-    pub fn insert(&mut self, target: Target, health: Health) {
+    pub fn insert(&mut self, target: impl Into<Arc<Target>>, health: Health) {
+        self.insert_with(target, health, None);
+    }
+
+    /// Takes the next turn.
+    pub fn insert_with(
+        &mut self,
+        target: impl Into<Arc<Target>>,
+        health: Health,
+        cause: Option<Cause>,
+    ) {
+        let target = target.into();
         self.turn += 1;
-        self.by_turn.insert(self.turn, target.clone());
-        if let Some((former, _)) = self.by_target.insert(target, (self.turn, health)) {
-            self.by_turn.remove(&former);
+        let entry = Entry { turn: self.turn, health, cause: cause.map(Arc::new) };
+        let shard = Arc::make_mut(&mut self.shards[shard_of(&target)]);
+        shard.newest = self.turn;
+        self.len += usize::from(shard.entries.insert(target, entry).is_none());
+    }
+
+    /// Takes no turn: a verdict is the same, whoever gave it. Nothing where there is no verdict.
+    pub fn set_cause(&mut self, target: &Target, cause: Cause) {
+        let shard = &mut self.shards[shard_of(target)];
+        if shard.entries.contains_key(target)
+            && let Some(entry) = Arc::make_mut(shard).entries.get_mut(target)
+        {
+            entry.cause = Some(Arc::new(cause));
         }
     }
 
     /// Forgets a target that nobody asks any more.
     pub fn remove(&mut self, target: &Target) {
-        if let Some((turn, _)) = self.by_target.remove(target) {
-            self.by_turn.remove(&turn);
+        let shard = &mut self.shards[shard_of(target)];
+        if shard.entries.contains_key(target) {
+            Arc::make_mut(shard).entries.remove(target);
+            self.len -= 1;
             self.removals += 1;
         }
     }
@@ -95,10 +174,22 @@ impl Verdicts {
         self.turn
     }
 
-    /// The targets whose latest verdict came after a turn.
+    /// The targets whose latest verdict came after a turn, in no order.
     pub fn since(&self, turn: u64) -> impl Iterator<Item = &Target> {
-        self.by_turn.range(turn + 1..).map(|(_, target)| target)
+        let shards = self.shards.iter().filter(move |shard| shard.newest > turn);
+        let entries = shards.flat_map(|shard| &shard.entries);
+        entries.filter(move |(_, entry)| entry.turn > turn).map(|(target, _)| &**target)
     }
+
+    fn entry(&self, target: &Target) -> Option<&Entry> {
+        self.shards[shard_of(target)].entries.get(target)
+    }
+}
+
+fn shard_of(target: &Target) -> usize {
+    let mut hasher = DefaultHasher::new();
+    target.address.hash(&mut hasher);
+    hasher.finish() as usize % SHARDS
 }
 
 impl<const N: usize> From<[(Target, Health); N]> for Verdicts {
@@ -112,5 +203,59 @@ impl FromIterator<(Target, Health)> for Verdicts {
         let mut verdicts = Self::new();
         list.into_iter().for_each(|(target, health)| verdicts.insert(target, health));
         verdicts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::model::CheckKind;
+
+    fn target(n: u32) -> Target {
+        let check = Check {
+            kind: CheckKind::Tcp,
+            port: None,
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
+            rise: 1,
+            fall: 1,
+            jitter_percent: 0,
+        };
+        Target { address: (std::net::Ipv4Addr::from(0x0a00_0000 + n), 80).into(), check }
+    }
+
+    #[test]
+    fn what_came_after_a_turn_is_found_and_a_copy_stays_as_it_was() {
+        let mut verdicts: Verdicts = (0..1000).map(|n| (target(n), Health::Up)).collect();
+        let (copy, turn) = (verdicts.clone(), verdicts.turn());
+        verdicts.insert(target(7), Health::Down("refused".into()));
+        verdicts.insert(target(2000), Health::Up);
+        verdicts.insert(target(7), Health::Up);
+        let mut since: Vec<_> = verdicts.since(turn).collect();
+        since.sort();
+        assert_eq!(since, [&target(7), &target(2000)]);
+        assert_eq!((verdicts.len(), copy.len()), (1001, 1000));
+        assert_eq!(copy.since(turn).count(), 0);
+        assert_eq!(verdicts.get(&target(7)), Some(&Health::Up));
+
+        verdicts.remove(&target(7));
+        verdicts.remove(&target(3000));
+        assert_eq!((verdicts.len(), verdicts.removals()), (1000, 1));
+        assert_eq!(verdicts.get(&target(7)), None);
+    }
+
+    #[test]
+    fn a_cause_takes_no_turn_and_one_change_copies_one_part() {
+        let mut verdicts: Verdicts = (0..1000).map(|n| (target(n), Health::Up)).collect();
+        let (copy, turn) = (verdicts.clone(), verdicts.turn());
+        let cause = Cause { by: vec!["a".into()], up: 1, down: 0, since: SystemTime::UNIX_EPOCH };
+        verdicts.set_cause(&target(7), cause.clone());
+        verdicts.set_cause(&target(2000), cause.clone());
+        assert_eq!((verdicts.turn(), verdicts.len()), (turn, 1000));
+        assert_eq!((verdicts.cause(&target(7)), copy.cause(&target(7))), (Some(&cause), None));
+        let shared = verdicts.shards.iter().zip(&copy.shards);
+        assert_eq!(shared.filter(|(a, b)| !Arc::ptr_eq(a, b)).count(), 1);
     }
 }

@@ -5,7 +5,7 @@ pub mod intent;
 pub mod members;
 pub mod seed;
 
-pub use health::{Health, Target, Verdicts};
+pub use health::{Cause, Health, Target, Targets, Verdicts};
 pub use intent::{
     AgentSettings, AnnouncePolicy, Check, CheckKind, Delivery, FrontendObject, FrontendPort,
     GossipSettings, HoldDowns, HttpCheck, Intent, Limits, Member, Node, Pool, PoolMember, Protocol,

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use lb_common::{abi::MAX_SLOTS, frontend::Endpoint, service::flags};
@@ -10,7 +11,7 @@ use lb_common::{abi::MAX_SLOTS, frontend::Endpoint, service::flags};
 use super::elect::announcer;
 use crate::model::{
     FrontendObject, FrontendPort, Intent, Member, Members, Node, Problem, Protocol, Target,
-    Verdicts, intent::probe_address,
+    Targets, Verdicts, intent::probe_address,
 };
 
 /// What a plan is made of.
@@ -105,19 +106,21 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
     plan
 }
 
-/// Follows verdicts that came since a plan was made of the same intent and the same members: equal
-/// to a new plan, for what of it may differ. Returns the frontends whose owners changed.
+/// Follows what came since a plan was made of the same intent: equal to a new plan, for what of it may
+/// differ but its VIPs. Returns the frontends whose owners changed.
 ///
-/// `changed` holds the targets with a new verdict; `askers` are those of the intent.
+/// `targets` have a new verdict; `nodes` began to serve, or ceased to. `askers` are those of the intent.
 pub fn follow<'a>(
     plan: &mut Desired,
     inputs: &Inputs<'_>,
     askers: &Askers,
-    changed: impl Iterator<Item = &'a Target>,
+    targets: impl Iterator<Item = &'a Target>,
+    nodes: impl Iterator<Item = &'a str>,
 ) -> BTreeSet<FrontendKey> {
-    let objects: BTreeSet<&String> =
-        changed.filter_map(|target| askers.get(target)).flatten().collect();
-    let objects = objects.into_iter().filter_map(|name| inputs.intent.frontends.get(name));
+    let of_targets = targets.filter_map(|target| askers.by_target.get(target)).flatten();
+    let of_nodes = nodes.filter_map(|node| askers.by_node.get(node)).flatten();
+    let objects: BTreeSet<&Arc<str>> = of_targets.chain(of_nodes).collect();
+    let objects = objects.into_iter().filter_map(|name| inputs.intent.frontends.get(&**name));
     let mut moved = BTreeSet::new();
     for object in objects {
         for (address, port) in frontends_of(object) {
@@ -151,26 +154,50 @@ pub fn holders(inputs: &Inputs<'_>) -> BTreeMap<IpAddr, BTreeSet<String>> {
     holders
 }
 
-/// Everything that health must probe, each target once, and the objects that ask it, by name.
-pub type Askers = BTreeMap<Target, BTreeSet<String>>;
+/// Who asks for what: where a plan must be looked at again when something changes.
+#[derive(Clone, Debug, Default)]
+pub struct Askers {
+    /// Everything that health must probe, each target once; on several nodes, by a mistake: on the
+    /// first object's by name.
+    pub targets: Arc<Targets>,
+    /// Names of the objects that ask.
+    by_target: BTreeMap<Arc<Target>, Vec<Arc<str>>>,
+    /// Names of the objects with a backend on a node.
+    by_node: BTreeMap<String, BTreeSet<Arc<str>>>,
+}
 
 pub fn askers(intent: &Intent) -> Askers {
-    let mut askers = Askers::new();
+    let (mut askers, mut targets) = (Askers::default(), Targets::new());
+    let names: BTreeMap<&str, Arc<str>> =
+        intent.nodes.keys().map(|name| (name.as_str(), name.as_str().into())).collect();
     for object in intent.frontends.values() {
+        let name: Arc<str> = object.name.as_str().into();
         for (address, port) in frontends_of(object) {
             for member in intent.members(object, address, port) {
-                if let Some(target) = target(object, port, member.endpoint) {
-                    askers.entry(target).or_default().insert(object.name.clone());
+                let Some(node) = names.get(member.node) else { continue };
+                match askers.by_node.get_mut(member.node) {
+                    Some(objects) => drop(objects.insert(name.clone())),
+                    None => {
+                        askers.by_node.insert(member.node.to_owned(), [name.clone()].into());
+                    }
                 }
+                let Some(target) = target(object, port, member.endpoint) else { continue };
+                let target = Arc::new(target);
+                let objects = askers.by_target.entry(target.clone()).or_default();
+                if objects.last() != Some(&name) {
+                    objects.push(name.clone());
+                }
+                targets.entry(target).or_insert_with(|| node.clone());
             }
         }
     }
+    askers.targets = Arc::new(targets);
     askers
 }
 
-/// Everything that health must probe, each target once.
-pub fn targets(intent: &Intent) -> BTreeSet<Target> {
-    askers(intent).into_keys().collect()
+/// Everything that health must probe, each target once, with its node.
+pub fn targets(intent: &Intent) -> Arc<Targets> {
+    askers(intent).targets
 }
 
 fn frontends_of(object: &FrontendObject) -> impl Iterator<Item = (IpAddr, &FrontendPort)> {

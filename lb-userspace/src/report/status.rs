@@ -100,6 +100,26 @@ pub struct TargetStatus {
     /// Why the last probe failed.
     #[serde(default)]
     pub reason: Option<String>,
+    /// Whose word that is; null before there is one.
+    #[serde(default)]
+    pub cause: Option<TargetCause>,
+}
+
+/// Who judged a target.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct TargetCause {
+    /// The nodes that probe it: its own, or three others.
+    pub by: Vec<String>,
+    pub votes: Votes,
+    /// Unix time in ms at which it went up or down.
+    pub since_ms: u64,
+}
+
+/// How many of the probers say so; the others said nothing yet.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Votes {
+    pub up: usize,
+    pub down: usize,
 }
 
 /// One frontend as planned: what the maps hold only as numbers.

@@ -31,6 +31,11 @@ fn members(alive: &BTreeSet<String>) -> Members {
     Members::assumed("worker-1", alive.iter().map(String::as_str))
 }
 
+fn target_at(intent: &Intent, address: &str) -> Option<Target> {
+    let address = address.parse().unwrap();
+    targets(intent).keys().find(|target| target.address == address).map(|found| (**found).clone())
+}
+
 fn key(address: &str, port: u16, protocol: Protocol) -> FrontendKey {
     FrontendKey { address: address.parse().unwrap(), port, protocol }
 }
@@ -65,10 +70,7 @@ fn every_address_and_port_is_a_frontend_over_its_family() {
 #[test]
 fn a_target_that_is_down_owns_nothing_and_stays_a_backend() {
     let intent = intent();
-    let target = targets(&intent)
-        .into_iter()
-        .find(|target| target.address == "10.1.0.10:8080".parse().unwrap())
-        .unwrap();
+    let target = target_at(&intent, "10.1.0.10:8080").unwrap();
     for (health, count) in [(Health::Unknown, 2), (Health::Up, 2), (Health::Down("x".into()), 1)] {
         let plan = plan(&intent, &Verdicts::from([(target.clone(), health)]), &all());
         assert_eq!(plan.frontends[&http()].owners.len(), count);
@@ -81,7 +83,8 @@ fn both_protocols_of_one_server_share_its_target() {
     let intent = intent();
     let found = targets(&intent);
     assert_eq!(found.len(), 8, "{found:#?}");
-    let dns = found.iter().find(|t| t.address == "192.0.2.22:53".parse().unwrap()).unwrap();
+    let dns = target_at(&intent, "192.0.2.22:53").unwrap();
+    assert_eq!(&*found[&dns], "worker-2");
     let down = Verdicts::from([(dns.clone(), Health::Down("refused".into()))]);
     let plan = plan(&intent, &down, &all());
     for protocol in [Protocol::Tcp, Protocol::Udp] {
@@ -97,7 +100,7 @@ fn udp_that_nothing_can_probe_is_not_probed() {
     assert_eq!(targets(&intent).len(), 6);
     let dns = intent.frontends.get_mut("dns").unwrap();
     dns.check.as_mut().unwrap().port = Some(8053);
-    assert!(targets(&intent).iter().any(|t| t.address == "192.0.2.22:8053".parse().unwrap()));
+    assert!(target_at(&intent, "192.0.2.22:8053").is_some());
 }
 
 #[test]
@@ -240,19 +243,28 @@ proptest! {
     }
 
     #[test]
-    fn following_verdicts_equals_a_new_plan(turns in prop::collection::vec((0usize..64, 0usize..3), 1..20)) {
-        let (intent, alive) = (intent(), all());
-        let members = members(&alive);
+    fn following_verdicts_and_nodes_equals_a_new_plan(
+        turns in prop::collection::vec((0usize..64, 0usize..4, any::<bool>()), 1..20),
+    ) {
+        let (mut intent, mut members) = (intent(), members(&all()));
+        intent.frontends.get_mut("dns").unwrap().local_only = true;
         let (askers, mut verdicts) = (askers(&intent), Verdicts::new());
-        let mut followed = plan(&intent, &verdicts, &alive);
-        for (target, health) in turns {
-            let (target, turn) = (askers.keys().nth(target % askers.len()).unwrap(), verdicts.turn());
-            let health = [Health::Unknown, Health::Up, Health::Down("x".into())][health].clone();
-            verdicts.insert(target.clone(), health);
+        let mut followed = desired(&Inputs { intent: &intent, verdicts: &verdicts, members: &members });
+        for (n, health, serves) in turns {
+            let turn = verdicts.turn();
+            let target = askers.targets.keys().nth(n % askers.targets.len()).unwrap();
+            if health < 3 {
+                let health = [Health::Unknown, Health::Up, Health::Down("x".into())][health].clone();
+                verdicts.insert(target.clone(), health);
+            }
+            let (name, node) = members.nodes.iter_mut().nth(n % 3).unwrap();
+            let (name, was) = (name.clone(), node.serves);
+            node.serves = serves;
             let inputs = Inputs { intent: &intent, verdicts: &verdicts, members: &members };
             let before = followed.frontends.clone();
-            let moved = follow(&mut followed, &inputs, &askers, verdicts.since(turn));
-            prop_assert_eq!(&followed, &plan(&intent, &verdicts, &alive));
+            let nodes = (was != serves).then_some(name.as_str()).into_iter();
+            let moved = follow(&mut followed, &inputs, &askers, verdicts.since(turn), nodes);
+            prop_assert_eq!(&followed, &desired(&inputs));
             let differ = before.iter().filter(|(key, former)| followed.frontends[key] != **former);
             prop_assert_eq!(moved, differ.map(|(key, _)| *key).collect());
         }

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    iter,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     time::{Duration, Instant},
@@ -237,7 +238,8 @@ impl Site {
         self.turn(split, |site| {
             let mut plan = std::mem::take(&mut site.applied);
             let changed = site.verdicts.since(site.known);
-            let frontends = plan::follow(&mut plan, &site.inputs(), &site.askers, changed);
+            let frontends =
+                plan::follow(&mut plan, &site.inputs(), &site.askers, changed, iter::empty());
             site.applied = plan;
             Scope::Part { around: false, frontends, backends: BTreeSet::new() }
         })
