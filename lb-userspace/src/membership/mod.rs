@@ -3,6 +3,8 @@
 //! `peers` decides, `packet` writes and reads probes, `runner` sends them. An agent that is gone
 //! makes no node dead: the XDP program itself answers.
 
+pub mod board;
+pub mod gossip;
 pub mod packet;
 pub mod peers;
 pub mod runner;
