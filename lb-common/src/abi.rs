@@ -4,7 +4,7 @@
 //! compares a digest of all sizes and fails when that was forgotten.
 
 /// Version of the pinned layout; part of the pin path, so that two layouts never meet in one map.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Version of the tunnel header. A receiver that meets another version delivers what it knows.
 pub const TUNNEL_VERSION: u8 = 1;
@@ -31,9 +31,10 @@ pub mod map {
     pub const BACKEND_COUNTERS: &str = "BACKEND_COUNTERS";
     pub const REASON_COUNTERS: &str = "REASON_COUNTERS";
     pub const REFUSALS: &str = "REFUSALS";
+    pub const YIELDS: &str = "YIELDS";
 
     /// All of them; what the agent pins and checks.
-    pub const ALL: [&str; 20] = [
+    pub const ALL: [&str; 21] = [
         FRONTENDS,
         FRONTEND_OF,
         SERVICES,
@@ -54,6 +55,7 @@ pub mod map {
         BACKEND_COUNTERS,
         REASON_COUNTERS,
         REFUSALS,
+        YIELDS,
     ];
 }
 
@@ -67,6 +69,10 @@ pub mod program {
 
 /// Uplinks one node may have.
 pub const MAX_UPLINKS: usize = 8;
+
+/// How long a yield holds that nobody repeats, in ns; announcers repeat it every second. It ends so
+/// that a VIP has an answer when those who took it are gone while this node's agent still is.
+pub const YIELD_LIFE: u64 = 10_000_000_000;
 
 /// Slots in one block of `OWNERS`: one cache line of `u32`.
 pub const BLOCK_SLOTS: u32 = 16;
@@ -114,7 +120,7 @@ mod tests {
         ];
         assert_eq!(
             (super::LAYOUT_VERSION, sizes),
-            (1, [24, 8, 8, 64, 64, 32, 64, 8, 128, 24, 16, 64, 16])
+            (2, [24, 8, 8, 64, 64, 32, 64, 8, 128, 24, 16, 72, 16])
         );
     }
 }

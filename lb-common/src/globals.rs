@@ -22,8 +22,11 @@ pub struct Settings {
     pub reserved: [u8; 2],
     /// Geneve virtual network identifier, 24 bits.
     pub vni: u32,
+    /// Age of the agent's heartbeat in ms beyond which others may take VIPs from this node.
+    pub yield_after: u32,
+    pub reserved2: u32,
 }
-const _: () = assert!(size_of::<Settings>() == 64);
+const _: () = assert!(size_of::<Settings>() == 72);
 
 /// Name of the global in the BPF object.
 pub const SETTINGS: &str = "SETTINGS";

@@ -93,6 +93,9 @@ reasons! {
     NoChecksum = 32, Dropped, "no_checksum", "An IPv6 UDP packet for a VIP without a checksum (RFC 8200 8.1).";
     ForeignSeed = 33, Handled, "foreign_seed", "A tunnel packet from a member with another seed; delivered, counted beside its fate.";
     StrayReset = 34, Dropped, "stray_reset", "An RST for a VIP that leads nowhere; an RST is never answered.";
+    VipClaimed = 35, Passed, "vip_claimed", "An ARP announcement in which another host says that it has a VIP; on its way to the agent.";
+    YieldTaken = 36, Handled, "yield_taken", "A member took over a VIP while this node's agent is silent; ARP and neighbour solicitations for it are no longer answered here.";
+    YieldRefused = 37, Dropped, "yield_refused", "A yield that is not followed: this node's agent lives, or it does not announce the VIP.";
 }
 
 /// Number of reasons: entries of `REASON_COUNTERS`.

@@ -12,7 +12,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_common::{
-    abi::{BLOCK_SLOTS, capacity},
+    abi::{BLOCK_SLOTS, YIELD_LIFE, capacity},
     arrival::{Arrival, ArrivalKey, Tick},
     backend::{Backend, BackendId},
     frontend::{self, Endpoint, FILTER_WORDS, Frontend, Vip},
@@ -74,6 +74,10 @@ static SERVICE_COUNTERS: PerCpuArray<Counter, SERVICES_CAPACITY> = PerCpuArray::
 static BACKEND_COUNTERS: PerCpuArray<Counter, { capacity::BACKENDS as usize }> = PerCpuArray::new();
 #[btf_map]
 static REASON_COUNTERS: PerCpuArray<Counter, { REASONS as usize }> = PerCpuArray::new();
+/// VIPs that others took while the agent was silent, and when each was last said, by [`boot_now`].
+/// Written here, cleared by the agent that returns.
+#[btf_map]
+static YIELDS: HashMap<Addr, u64, { capacity::VIPS as usize }, NO_PREALLOC> = HashMap::new();
 /// Refusals sent by this CPU in the window that began at the first word.
 #[btf_map]
 static REFUSALS: PerCpuArray<[u64; 2], 1> = PerCpuArray::new();
@@ -89,6 +93,8 @@ static SETTINGS: Settings = Settings {
     tunnel_port: Port::new(0),
     reserved: [0; 2],
     vni: 0,
+    yield_after: 0,
+    reserved2: 0,
 };
 
 macro_rules! settings {
@@ -111,6 +117,7 @@ pub mod setting {
         own_v6: Addr,
         tunnel_port: Port,
         vni: u32,
+        yield_after: u32,
     );
 
     /// Eight bytes as one word, as the tunnel's header holds them.
@@ -188,6 +195,22 @@ pub fn hop(node: u32) -> Option<&'static Hop> {
 pub fn vip(addr: &Addr) -> Option<Vip> {
     // SAFETY: copied out at once.
     unsafe { VIPS.get(opaque(addr)) }.copied()
+}
+
+/// Whether another node took the VIP, and still says so.
+#[inline(always)]
+pub fn is_yielded(vip: &Addr) -> bool {
+    // SAFETY: copied out at once.
+    match unsafe { YIELDS.get(opaque(vip)) }.copied() {
+        Some(said) => boot_now().saturating_sub(said) < YIELD_LIFE,
+        None => false,
+    }
+}
+
+/// Another node has the VIP from now on. The map has room for every VIP.
+#[inline(always)]
+pub fn put_yield(vip: &Addr) {
+    let _ = YIELDS.insert(opaque(vip), boot_now(), 0);
 }
 
 /// False proves that the address is no VIP: one array look-up, which all traffic that is not ours

@@ -1,6 +1,6 @@
 //! Answers ARP (RFC 826) and neighbour solicitations (RFC 4861) for the VIPs that this node
 //! announces, on the interface on which it does. Others' are dropped: the kernel knows no VIP, and
-//! two answers would be a conflict.
+//! two answers would be a conflict. While the agent is silent others may take VIPs: these are others'.
 
 use lb_common::{
     checksum,
@@ -48,7 +48,7 @@ fn answering_mac(frame: &mut Frame, target: &Addr) -> Result<Option<Mac>, Reason
     if !destination.is_group() && destination != mac {
         return Ok(None);
     }
-    if vip.announced_on != uplink.ifindex {
+    if vip.announced_on != uplink.ifindex || maps::is_yielded(target) {
         return Err(Reason::NotAnnounced);
     }
     Ok(Some(mac))
@@ -69,6 +69,11 @@ fn try_arp(frame: &mut Frame, link: &Link) -> Outcome {
         return Ok(Verdict::NotOurs);
     }
     let target = Addr::from_v4_word(request.target_ip);
+    // Whoever asks for the address that it says it has announces it (RFC 5227 2.3).
+    if request.sender_ip == request.target_ip {
+        let claimed = maps::may_be_vip(&target) && maps::vip(&target).is_some();
+        return Ok(if claimed { Verdict::Pass(Reason::VipClaimed) } else { Verdict::NotOurs });
+    }
     let Some(mac) = answering_mac(frame, &target)? else {
         return Ok(Verdict::NotOurs);
     };

@@ -1,5 +1,6 @@
 //! Answers a member's probe: whether this node's data plane lives, and how old its agent's last
 //! sign of life is. In place, and without the agent: a dead agent must not look like a dead node.
+//! Takes yields, by which members take over the VIPs of a node whose agent is silent.
 
 use lb_common::{
     abi::{LAYOUT_VERSION, TUNNEL_VERSION},
@@ -57,6 +58,18 @@ pub fn answer(frame: &mut Frame, link: &Link, headers: usize) -> Outcome {
     let macs = Macs::read(&view)?.swapped();
     link.write(&mut view, macs)?;
     Ok(Verdict::Transmit(Reason::ProbeAnswered))
+}
+
+/// A member says that it has `vip` from now on. Believed only while nobody here can decide.
+#[inline(always)]
+pub fn give_way(vip: &Addr) -> Outcome {
+    let silent = heartbeat_age() > setting::yield_after();
+    let announced = maps::vip(vip).is_some_and(|vip| vip.announced_on != 0);
+    if !silent || !announced {
+        return Err(Reason::YieldRefused);
+    }
+    maps::put_yield(vip);
+    Err(Reason::YieldTaken)
 }
 
 /// Milliseconds since the agent's last heartbeat.

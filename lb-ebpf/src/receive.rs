@@ -90,6 +90,7 @@ fn try_tunnelled(frame: &mut Frame, link: &Link) -> Outcome {
         kind::DATA if !same_version => Err(Reason::BadTunnel),
         kind::DATA => unpack(frame, link, &meant, tos),
         kind::PROBE => probe::answer(frame, link, headers),
+        kind::YIELD => probe::give_way(&meant.addr),
         kind::PROBE_ANSWER => Ok(Verdict::Pass(Reason::ProbeAnswerPassed)),
         _ => Err(Reason::BadTunnel),
     }

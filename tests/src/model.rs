@@ -155,7 +155,13 @@ impl Model {
         if body.len() < 28 || body[2..4] != [8, 0] || body[6..8] != [0, 1] {
             return Ok(Fate::untouched());
         }
-        self.neighbour(v4(&body[24..28]), destination, Reason::ArpAnswered)
+        let target = v4(&body[24..28]);
+        if body[14..18] == body[24..28] {
+            let known = self.world.vips.contains_key(&target);
+            let claimed = Fate::new(Action::Pass, &[Reason::VipClaimed]);
+            return Ok(if known { claimed } else { Fate::untouched() });
+        }
+        self.neighbour(target, destination, Reason::ArpAnswered)
     }
 
     /// A solicitation is valid only from this link (RFC 4861 7.1.1).
@@ -290,6 +296,12 @@ impl Model {
             0x81 if header[12] != 1 => Err(Reason::BadTunnel),
             0x81 => self.received(&outer[at + 56..], header, tos & 3),
             0x82 => Ok(Fate::answer(Reason::ProbeAnswered)),
+            // No agent ever ran here.
+            0x84 => {
+                let known = self.world.vips.get(&canonical(&header[24..40]));
+                let announced = known.is_some_and(|vip| vip.announced);
+                Err(if announced { Reason::YieldTaken } else { Reason::YieldRefused })
+            }
             0x83 => Ok(Fate::new(Action::Pass, &[Reason::ProbeAnswerPassed])),
             _ => Err(Reason::BadTunnel),
         }
@@ -318,10 +330,7 @@ impl Model {
         if !self.pools.contains_key(&(packet.destination, to, packet.proto)) {
             return Err(Reason::UnknownFrontend);
         }
-        let backend = match v6(&header[24..40]) {
-            IpAddr::V6(addr) => addr.to_canonical(),
-            addr => addr,
-        };
+        let backend = canonical(&header[24..40]);
         let port = u16::from_be_bytes([header[40], header[41]]);
         if !self.local.contains(&(backend, port, packet.proto)) {
             return Err(Reason::UnknownBackend);
@@ -443,6 +452,14 @@ fn be16(bytes: &[u8], at: usize) -> Option<u16> {
 
 fn v4(bytes: &[u8]) -> IpAddr {
     Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into()
+}
+
+/// Sixteen bytes that hold an address of either family.
+fn canonical(bytes: &[u8]) -> IpAddr {
+    match v6(bytes) {
+        IpAddr::V6(addr) => addr.to_canonical(),
+        addr => addr,
+    }
 }
 
 fn v6(bytes: &[u8]) -> IpAddr {

@@ -43,6 +43,8 @@ pub const FLOW_KEY: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfeed_beef_dead_cafe];
 pub const TUNNEL_PORT: u16 = globals::DEFAULT_TUNNEL_PORT;
 pub const VNI: u32 = globals::DEFAULT_VNI;
 pub const BOOT_ID: [u64; 2] = [0x1111_2222_3333_4444, 0x5555_6666_7777_8888];
+/// Age of the heartbeat in ms beyond which the node gives way.
+pub const YIELD_AFTER: u32 = 5000;
 /// Index in `HOPS` of the other node; over IPv6 it is another entry.
 pub const PEER: u32 = 1;
 pub const PEER_OVER_V6: u32 = 2;
@@ -59,6 +61,12 @@ pub fn own(v6: bool) -> IpAddr {
 
 pub fn peer(v6: bool) -> IpAddr {
     text(if v6 { "fd00::2" } else { "10.0.0.2" })
+}
+
+/// CLOCK_BOOTTIME in ns, the clock of heartbeats and yields.
+pub fn boot_now() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
+    now.map_or(0, |now| std::time::Duration::from(now).as_nanos() as u64)
 }
 
 fn text(addr: &str) -> IpAddr {
@@ -125,7 +133,7 @@ pub fn product() -> Result<Cow<'static, [u8]>> {
 }
 
 /// Sizes that tests use: small, so that a rig loads fast.
-const SMALL: [(&str, u32); 14] = [
+const SMALL: [(&str, u32); 15] = [
     (map::FRONTENDS, 64),
     (map::FRONTEND_OF, 128),
     (map::SERVICES, 128),
@@ -135,6 +143,7 @@ const SMALL: [(&str, u32); 14] = [
     (map::LOCAL_BACKENDS, 128),
     (map::HOPS, 16),
     (map::VIPS, 64),
+    (map::YIELDS, 64),
     (map::OPENING, 1024),
     (map::ESTABLISHED, 1024),
     (map::DATAGRAMS, 1024),
@@ -158,6 +167,8 @@ impl Rig {
             tunnel_port: Port::new(TUNNEL_PORT),
             reserved: [0; 2],
             vni: VNI,
+            yield_after: YIELD_AFTER,
+            reserved2: 0,
         };
         let mut loader = EbpfLoader::new();
         loader.override_global(SETTINGS, &settings, true);

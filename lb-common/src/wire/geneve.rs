@@ -108,6 +108,9 @@ pub mod kind {
     pub const DATA: u8 = 0x81;
     pub const PROBE: u8 = 0x82;
     pub const PROBE_ANSWER: u8 = 0x83;
+    /// Asks a node whose agent is silent to leave a VIP alone: a [`super::Data`] that names the VIP in
+    /// place of the backend, its port 0.
+    pub const YIELD: u8 = 0x84;
 }
 
 /// Flags of the base header: critical options present.

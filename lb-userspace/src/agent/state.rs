@@ -249,10 +249,10 @@ impl State {
         desired: &Desired,
         ready: bool,
     ) -> BTreeMap<IpAddr, announce::Uplink> {
-        let former = self.data_plane.announced();
+        let former = self.data_plane.announced().unwrap_or_default();
         let mine = desired.vips.iter().filter(|(vip, wanted)| match ready {
             true => wanted.announcer == intent.agent.node,
-            false => former.contains(vip),
+            false => former.contains_key(vip),
         });
         let uplink = |vip: &IpAddr| uplink_for(*vip, &intent.agent.uplinks, interfaces);
         mine.filter_map(|(vip, _)| Some((*vip, uplink(vip)?))).collect()

@@ -25,6 +25,7 @@ pub struct Fake {
     pub frontends: Hash<Endpoint, Frontend>,
     pub locals: Hash<Endpoint, BackendId>,
     pub vips: Hash<Addr, Vip>,
+    pub yields: Hash<Addr, u64>,
     pub members: Hash<Addr, Member>,
     pub frontend_of: Vec<Endpoint>,
     pub services: Vec<u64>,
@@ -50,7 +51,7 @@ pub struct Hash<K, V> {
 }
 
 impl<K: bytemuck::Pod, V: Copy> Hash<K, V> {
-    fn put(&mut self, key: K, value: V) -> Result<(), WriteError> {
+    pub fn put(&mut self, key: K, value: V) -> Result<(), WriteError> {
         let bytes = bytemuck::bytes_of(&key).to_vec();
         if self.entries.len() >= self.capacity as usize && !self.entries.contains_key(&bytes) {
             return Err(WriteError::Full { map: self.name, capacity: self.capacity });
@@ -80,6 +81,7 @@ impl Fake {
             frontends: hash(map::FRONTENDS, entries(map::FRONTENDS)),
             locals: hash(map::LOCAL_BACKENDS, entries(map::LOCAL_BACKENDS)),
             vips: hash(map::VIPS, entries(map::VIPS)),
+            yields: hash(map::YIELDS, entries(map::YIELDS)),
             members: hash(map::MEMBERS, entries(map::MEMBERS)),
             frontend_of: vec![Endpoint::default(); len(map::FRONTEND_OF)],
             services: vec![0; len(map::SERVICES)],
@@ -157,6 +159,7 @@ impl Store for Fake {
             Step::Filter(index, word) => set(map::VIP_FILTER, &mut self.filter, index, word)?,
             Step::Vip(addr, vip) => self.vips.put(addr, vip)?,
             Step::NoVip(addr) => self.vips.remove(&addr),
+            Step::NoYield(addr) => self.yields.remove(&addr),
             Step::State(index, word) => set(map::STATE, &mut self.state, index, word)?,
             Step::Uplinks(uplinks) => self.uplinks = *uplinks,
         }
@@ -182,5 +185,9 @@ impl Store for Fake {
     fn slots(&self, first: u32, slots: u32) -> Vec<u32> {
         let owners = self.owners.iter().skip(first as usize).flatten().copied();
         if first == 0 { Vec::new() } else { owners.take(slots as usize).collect() }
+    }
+
+    fn yields(&self) -> Result<Vec<Addr>, ReadError> {
+        Ok(self.yields.iter().map(|(addr, _)| addr).collect())
     }
 }

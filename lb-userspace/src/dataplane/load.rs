@@ -89,6 +89,8 @@ pub fn settings(agent: &AgentSettings, node: &Node) -> Settings {
         tunnel_port: Port::new(agent.tunnel_port),
         reserved: [0; 2],
         vni: agent.vni,
+        yield_after: u32::try_from(agent.hold_downs.mute.as_millis()).unwrap_or(u32::MAX),
+        reserved2: 0,
     }
 }
 

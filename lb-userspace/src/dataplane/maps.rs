@@ -130,6 +130,8 @@ pub struct Maps {
     pub frontends: Table<Endpoint, Frontend>,
     pub local_backends: Table<Endpoint, BackendId>,
     pub vips: Table<Addr, Vip>,
+    /// When each was last said, by CLOCK_BOOTTIME in ns.
+    pub yields: Table<Addr, u64>,
     pub members: Table<Addr, Member>,
     pub opening: Table<ArrivalKey, Arrival>,
     pub established: Table<ArrivalKey, Arrival>,
@@ -162,6 +164,7 @@ impl Maps {
             frontends: opener.table(map::FRONTENDS)?,
             local_backends: opener.table(map::LOCAL_BACKENDS)?,
             vips: opener.table(map::VIPS)?,
+            yields: opener.table(map::YIELDS)?,
             members: opener.table(map::MEMBERS)?,
             opening: opener.table(map::OPENING)?,
             established: opener.table(map::ESTABLISHED)?,

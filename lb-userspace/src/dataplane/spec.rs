@@ -154,6 +154,7 @@ pub const SPECS: [Spec; map::ALL.len()] = [
         value_size: 0,
         entries: Entries::Object,
     },
+    hash::<Addr, u64>(map::YIELDS, |limits| limits.vips),
 ];
 
 impl Spec {

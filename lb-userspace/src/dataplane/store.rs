@@ -43,6 +43,7 @@ pub enum Step<'a> {
     Filter(u32, u64),
     Vip(Addr, Vip),
     NoVip(Addr),
+    NoYield(Addr),
     State(u32, u64),
     Uplinks(&'a Uplinks),
 }
@@ -85,6 +86,8 @@ pub trait Store {
     fn read(&self) -> Result<Contents, ReadError>;
     /// The slots of a table that starts at a block.
     fn slots(&self, first: u32, slots: u32) -> Vec<u32>;
+    /// VIPs that others took while no agent lived here, as the data plane noted them by now.
+    fn yields(&self) -> Result<Vec<Addr>, ReadError>;
 }
 
 /// Where the id stands in a [`Backend`], in words of 64 bits; its node is in the same word.
@@ -152,6 +155,7 @@ impl Store for Maps {
             }
             Step::Vip(addr, vip) => self.vips.put(addr, vip),
             Step::NoVip(addr) => self.vips.remove(&addr),
+            Step::NoYield(addr) => self.yields.remove(&addr),
             Step::State(index, word) => {
                 beyond(map::STATE, index)(self.state.set_word(index, 0, word))
             }
@@ -180,6 +184,10 @@ impl Store for Maps {
 
     fn slots(&self, first: u32, slots: u32) -> Vec<u32> {
         self.slots_at(first, slots)
+    }
+
+    fn yields(&self) -> Result<Vec<Addr>, ReadError> {
+        self.yields.iter().map(|entry| Ok(entry?.0)).collect()
     }
 }
 

@@ -12,6 +12,7 @@ pub mod kind {
     pub const DATA: u8 = 0x81;
     pub const PROBE: u8 = 0x82;
     pub const PROBE_ANSWER: u8 = 0x83;
+    pub const YIELD: u8 = 0x84;
 }
 
 /// Outer headers of a tunnel frame.
@@ -81,6 +82,11 @@ impl Tunnel {
             backend_port,
             visited: [0; 7],
         }
+    }
+
+    /// The header that tells a node to leave `vip` alone.
+    pub fn yields(vni: u32, seed_tag: [u8; 8], vip: IpAddr) -> Self {
+        Self { kind: kind::YIELD, protocol: 0, ..Self::new(vni, seed_tag, vip, 0) }
     }
 
     fn base(&self) -> Vec<u8> {

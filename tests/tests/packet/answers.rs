@@ -2,10 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use lb_common::abi::{YIELD_LIFE, map};
 use lb_common::frontend::Vip;
+use lb_common::net::Addr;
 use lb_common::reason::Reason;
 use lb_tests::packet::{Frame, Mac};
-use lb_tests::rig::{GATEWAY_MAC, NO_HEADROOM, NODE_MAC, OTHER_UPLINK};
+use lb_tests::rig::{GATEWAY_MAC, NO_HEADROOM, NODE_MAC, OTHER_UPLINK, Rig, boot_now};
 
 use crate::world::*;
 
@@ -83,6 +85,19 @@ fn arp(rows: &mut Vec<Row>) {
                 rig.vip(vip(false), Vip { announced_on: OTHER_UPLINK, flags: 0 }).unwrap();
             }),
     );
+    yielded(rows, false, &request, (Reason::ArpAnswered, &answer));
+    for (what, claimed) in [("a VIP", vip(false)), ("another's VIP", other_vip(false))] {
+        let claimed = (GATEWAY_MAC, v4(claimed));
+        let announcement = Frame::arp(1, claimed, ([0; 6], claimed.1)).macs(BROADCAST, GATEWAY_MAC);
+        let claims = &[Reason::VipClaimed];
+        let name = format!("ARP announcement of {what} by another host");
+        rows.push(Row::passed(name, &announcement, claims, &announcement));
+    }
+    let host = (GATEWAY_MAC, v4(stranger(false)));
+    rows.push(Row::untouched(
+        "ARP announcement of a host",
+        &Frame::arp(1, host, ([0; 6], host.1)).macs(BROADCAST, GATEWAY_MAC),
+    ));
     let stranger = Frame::arp(1, asker, ([0; 6], v4(stranger(false)))).macs(BROADCAST, GATEWAY_MAC);
     rows.push(Row::untouched("ARP for another host", &stranger));
     rows.push(Row::untouched(
@@ -96,6 +111,21 @@ fn arp(rows: &mut Vec<Row>) {
     rows.push(Row::untouched("ARP cut short", &request.clone().truncate(41)));
 }
 
+/// What another node took is not answered for, as long as that is said again and again.
+fn yielded(rows: &mut Vec<Row>, v6: bool, request: &Frame, answer: (Reason, &Frame)) {
+    let name = |what: &str| format!("{} for a VIP, {what}", if v6 { "NS" } else { "ARP" });
+    let said = move |before: u64| {
+        move |rig: &mut Rig| {
+            let at = boot_now().saturating_sub(before);
+            rig.insert(map::YIELDS, Addr::from(vip(v6)), at).unwrap();
+        }
+    };
+    let taken = Row::dropped(name("yielded"), request, Reason::NotAnnounced);
+    rows.push(taken.changed(said(YIELD_LIFE / 2)));
+    let forgotten = Row::answered(name("yielded long ago"), request, answer.0, answer.1);
+    rows.push(forgotten.changed(said(YIELD_LIFE + 1)));
+}
+
 fn discovery(rows: &mut Vec<Row>) {
     let (asker, target) = (v6(client(true)), v6(vip(true)));
     let request = Frame::solicitation(asker, GATEWAY_MAC, target);
@@ -103,6 +133,7 @@ fn discovery(rows: &mut Vec<Row>) {
     let answer =
         Frame::advertisement(target, asker, target, 0x60, NODE_MAC).macs(GATEWAY_MAC, NODE_MAC);
     rows.push(Row::answered("NS for a VIP", &request, Reason::NdpAnswered, &answer));
+    yielded(rows, true, &request, (Reason::NdpAnswered, &answer));
     rows.push(Row::answered(
         "NS for a VIP, tagged",
         &request.clone().vlan(7),

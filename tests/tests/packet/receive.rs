@@ -1,8 +1,12 @@
 //! The receiver: what comes out of the tunnel, and who may put something in.
 
+use lb_common::globals::state;
 use lb_common::reason::Reason;
 use lb_tests::packet::{Frame, Outer, Probe, Tunnel, kind};
-use lb_tests::rig::{BOOT_ID, GATEWAY_MAC, NODE_MAC, SEED_TAG, TUNNEL_PORT, VNI, own, peer};
+use lb_tests::rig::{
+    BOOT_ID, GATEWAY_MAC, NODE_MAC, Rig, SEED_TAG, TUNNEL_PORT, VNI, YIELD_AFTER, boot_now, own,
+    peer,
+};
 
 use crate::world::{self, *};
 
@@ -38,6 +42,9 @@ pub fn rows() -> Vec<Row> {
     for over_v6 in [false, true] {
         malformed(&mut rows, over_v6);
         probes(&mut rows, over_v6);
+        for v6 in [false, true] {
+            yields(&mut rows, v6, over_v6);
+        }
     }
     rows
 }
@@ -216,7 +223,7 @@ fn probes(rows: &mut Vec<Row>, over_v6: bool) {
     let back = Outer::new(own(over_v6), peer(over_v6), TUNNEL_PORT, SOURCE_PORT)
         .macs(GATEWAY_MAC, NODE_MAC);
     let answer = |age| {
-        Probe { kind: kind::PROBE_ANSWER, boot_id, heartbeat_age: age, layout: 1, ..probe }
+        Probe { kind: kind::PROBE_ANSWER, boot_id, heartbeat_age: age, layout: 2, ..probe }
             .frame(&back)
     };
     rows.push(Row::answered(
@@ -239,7 +246,7 @@ fn probes(rows: &mut Vec<Row>, over_v6: bool) {
             Reason::ProbeAnswered,
             &answer(0),
         )
-        .changed(|rig| rig.state(lb_common::globals::state::HEARTBEAT, u64::MAX / 2).unwrap()),
+        .changed(|rig| rig.state(state::HEARTBEAT, u64::MAX / 2).unwrap()),
     );
     let foreign = Probe { seed_tag: *b"another!", ..probe }.frame(&outer(over_v6));
     rows.push(Row::answered(
@@ -269,4 +276,35 @@ fn probes(rows: &mut Vec<Row>, over_v6: bool) {
         &[Reason::ProbeAnswerPassed],
         &heard,
     ));
+}
+
+fn yields(rows: &mut Vec<Row>, v6: bool, over_v6: bool) {
+    let family = |v6| if v6 { "v6" } else { "v4" };
+    let name = |what: &str| format!("yield of {} over {}: {what}", family(v6), family(over_v6));
+    let of = |vip, outer: &Outer| Tunnel::yields(VNI, SEED_TAG, vip).carry(outer, &[]);
+    let frame = of(vip(v6), &outer(over_v6));
+    let heartbeat = |age_ms: u64| {
+        move |rig: &mut Rig| {
+            rig.state(state::HEARTBEAT, boot_now() - age_ms * 1_000_000).unwrap();
+        }
+    };
+    let mute = heartbeat(u64::from(YIELD_AFTER) + 1000);
+    rows.push(Row::dropped(name("mute"), &frame, Reason::YieldTaken).changed(mute));
+    rows.push(Row::dropped(name("no agent yet"), &frame, Reason::YieldTaken).changed(|_| {}));
+    rows.push(
+        Row::dropped(name("tagged"), &frame.clone().vlan(9), Reason::YieldTaken).changed(|_| {}),
+    );
+    let newer = Tunnel { version: 9, ..Tunnel::yields(VNI, SEED_TAG, vip(v6)) };
+    let newer = newer.carry(&outer(over_v6), &[]);
+    rows.push(Row::dropped(name("newer"), &newer, Reason::YieldTaken).changed(|_| {}));
+    let recent = heartbeat(u64::from(YIELD_AFTER) - 2000);
+    let alive = Row::dropped(name("agent lives"), &frame, Reason::YieldRefused);
+    rows.push(alive.changed(recent));
+    for (what, address) in [("of another's VIP", other_vip(v6)), ("no VIP", stranger(v6))] {
+        let frame = of(address, &outer(over_v6));
+        rows.push(Row::dropped(name(what), &frame, Reason::YieldRefused));
+    }
+    let forged = addr(over_v6, "10.0.0.66", "fd00::66");
+    let forged = Outer::new(forged, own(over_v6), SOURCE_PORT, TUNNEL_PORT);
+    rows.push(Row::dropped(name("forged"), &of(vip(v6), &forged), Reason::NotMember));
 }

@@ -40,6 +40,7 @@ fn samples() -> Vec<Vec<u8>> {
             let tunnel = Tunnel::new(VNI, SEED_TAG, local_backend(v6), BACKEND_PORT);
             frames.push(tunnel.carry(&outer, &to_port(v6, proto, REMOTE).packet()));
             frames.push(Probe::ask(VNI, SEED_TAG, [9; 8]).frame(&outer));
+            frames.push(Tunnel::yields(VNI, SEED_TAG, other_vip(v6)).carry(&outer, &[]));
         }
     }
     for v6 in [false, true] {
@@ -57,6 +58,8 @@ fn samples() -> Vec<Vec<u8>> {
         )
         .macs([0xff; 6], GATEWAY_MAC),
     );
+    let claimed = (GATEWAY_MAC, "192.0.2.1".parse().unwrap());
+    frames.push(Frame::arp(1, claimed, claimed).macs([0xff; 6], GATEWAY_MAC));
     frames.push(Frame::solicitation(
         "2001:db8:c::7".parse().unwrap(),
         GATEWAY_MAC,

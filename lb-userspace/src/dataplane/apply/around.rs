@@ -145,6 +145,10 @@ impl<S: Store> Work<'_, S> {
                 Err(error) => return Err(error.into()),
             }
         }
+        // What others took is now either announced again or not by the map of VIPs itself.
+        for vip in self.store.yields()? {
+            self.store.write(Step::NoYield(vip))?;
+        }
         Ok(())
     }
 

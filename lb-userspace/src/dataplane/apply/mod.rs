@@ -20,10 +20,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use lb_common::{
-    frontend::Vip,
-    hop::{Hop, Uplink},
-};
+use lb_common::hop::{Hop, Uplink};
 
 use super::{
     grace::{Freed, Grace, Synchronize},
@@ -199,19 +196,21 @@ impl<S: Store> DataPlane<S> {
         Ok(!self.store.read()?.frontends.is_empty())
     }
 
-    /// VIPs that this node announces, by the maps.
-    pub fn announced(&self) -> BTreeSet<IpAddr> {
-        let announced = |(vip, held): (&IpAddr, &Vip)| (held.announced_on != 0).then_some(*vip);
-        match &self.held {
-            Some(held) => held.vips.iter().filter_map(announced).collect(),
-            None => self.store.read().map_or_else(
-                |_| BTreeSet::new(),
-                |contents| {
-                    let vips = contents.vips.iter().map(|(vip, held)| (vip.to_ip(), held));
-                    vips.filter(|(_, held)| held.announced_on != 0).map(|(vip, _)| vip).collect()
-                },
-            ),
+    /// VIPs that this node answers for, by the maps, and on which interface: without those that others
+    /// took while no agent lived here.
+    pub fn announced(&self) -> Result<BTreeMap<IpAddr, u32>, ApplyError> {
+        let mut announced: BTreeMap<IpAddr, u32> = match &self.held {
+            Some(held) => held.vips.iter().map(|(vip, held)| (*vip, held.announced_on)).collect(),
+            None => {
+                let vips = self.store.read()?.vips;
+                vips.iter().map(|(vip, held)| (vip.to_ip(), held.announced_on)).collect()
+            }
+        };
+        announced.retain(|_, interface| *interface != 0);
+        for taken in self.store.yields()? {
+            announced.remove(&taken.to_ip());
         }
+        Ok(announced)
     }
 
     /// How many different tables are held.

@@ -129,6 +129,30 @@ fn room(data_plane: &DataPlane<Fake>) -> [usize; 5] {
 }
 
 #[test]
+fn what_others_took_is_announced_no_more_until_it_is_again() {
+    let [kept, taken] = ["192.0.2.1", "2001:db8::1"].map(|vip| vip.parse::<IpAddr>().unwrap());
+    let plan = plan(&[("192.0.2.1:80", &[1]), ("[2001:db8::1]:80", &[1])]);
+    let mut around = around();
+    around.announced = BTreeMap::from([(kept, 5), (taken, 5)]);
+    let mut first = data_plane(Fake::new(&LIMITS));
+    first.apply(&plan, &around, &Scope::All).unwrap();
+    let mut store = first.store().clone();
+    store.yields.put(taken.into(), 1).unwrap();
+
+    let mut second = data_plane(store);
+    around.announced = second.announced().unwrap();
+    assert_eq!(around.announced, [(kept, 5)].into());
+    second.apply(&plan, &around, &Scope::All).unwrap();
+    assert_eq!(second.store().yields.iter().count(), 0);
+    assert_eq!(second.announced().unwrap(), around.announced, "also after the word is cleared");
+
+    around.announced.insert(taken, 5);
+    let scope = Scope::between(&plan, &plan, true);
+    second.apply(&plan, &around, &scope).unwrap();
+    assert_eq!(second.announced().unwrap(), around.announced);
+}
+
+#[test]
 fn a_plan_is_forwarded_as_it_says() {
     let plan = plan(&[
         ("192.0.2.1:80", &[1, 2, 3]),
