@@ -8,6 +8,7 @@ pub mod gossip;
 pub mod packet;
 pub mod peers;
 pub mod runner;
+pub mod seal;
 pub mod topic;
 pub mod watch;
 
