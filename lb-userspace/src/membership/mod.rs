@@ -9,6 +9,7 @@ pub mod packet;
 pub mod peers;
 pub mod runner;
 pub mod seal;
+pub mod stream;
 pub mod topic;
 pub mod watch;
 

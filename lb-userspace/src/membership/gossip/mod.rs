@@ -25,8 +25,9 @@ use std::{
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
+pub(super) use self::message::{decode, encode};
 use self::{
-    message::{Datagram, Identity, Word, decode, encode},
+    message::{Datagram, Identity, Word},
     node::Node,
     pull::Pulling,
     rumours::{Rumour, Rumours},

@@ -83,7 +83,9 @@ impl Gossip {
     pub fn on_chunk(&mut self, node: &str, chunk: &[u8], now: Instant) -> Result<(), Malformed> {
         let Some((node, _)) = self.nodes.get_key_value(node) else { return Ok(()) };
         let node = node.clone();
-        match decode(chunk)? {
+        let chunk = decode(chunk);
+        self.counts.malformed += u64::from(chunk.is_err());
+        match chunk? {
             Chunk::Audiences(audiences) => self.board.keep_audiences(&node, &audiences),
             Chunk::Deltas(deltas) => {
                 for delta in deltas {

@@ -191,6 +191,11 @@ impl Seal {
         self.refusals
     }
 
+    /// Counts what came otherwise than by datagram.
+    pub fn refuse(&mut self, why: Why, from: SocketAddr) {
+        self.refusals.count(why, from);
+    }
+
     /// Senders known.
     pub fn sessions(&self) -> usize {
         self.sessions.len()
@@ -413,7 +418,7 @@ impl<'a> Parts<'a> {
 }
 
 /// The counter, padded to the left; never used twice with a session's key.
-pub(super) fn nonce(counter: u64) -> Nonce {
+pub(crate) fn nonce(counter: u64) -> Nonce {
     let mut nonce = [0; 12];
     nonce[4..].copy_from_slice(&counter.to_be_bytes());
     Nonce::assume_unique_for_key(nonce)
