@@ -6,6 +6,7 @@
 mod felt;
 mod kind;
 mod load;
+mod peers;
 mod report;
 mod results;
 mod site;
@@ -17,6 +18,7 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
 use kind::Kind;
+use peers::{Pace, Peer, Spreader};
 use report::{Report, Row, Settings};
 use results::{Record, Results};
 use site::Site;
@@ -32,8 +34,8 @@ pub struct Options {
     #[arg(long, value_enum, value_delimiter = ',')]
     kinds: Vec<Kind>,
     /// What balances
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Contender::Weir])]
-    systems: Vec<Contender>,
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Family::Weir, Family::Haproxy, Family::Nftables])]
+    systems: Vec<Family>,
     /// Events of each kind, instead of as many as the figures need
     #[arg(long)]
     events: Option<usize>,
@@ -48,28 +50,59 @@ pub struct Options {
     fresh: bool,
 }
 
-/// A system that the table may have rows of.
+/// What `--systems` names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Family {
+    /// This one
+    Weir,
+    /// keepalived and HAProxy, at their defaults and at their fast settings
+    Haproxy,
+    /// keepalived and nftables, likewise
+    Nftables,
+}
+
+/// A system that has rows in the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Contender {
     Weir,
+    Peer(Spreader, Pace),
+}
+
+impl Family {
+    fn contenders(self) -> Vec<Contender> {
+        let both = |spreader| {
+            [Pace::Default, Pace::Fast].map(|pace| Contender::Peer(spreader, pace)).into()
+        };
+        match self {
+            Self::Weir => vec![Contender::Weir],
+            Self::Haproxy => both(Spreader::HaProxy),
+            Self::Nftables => both(Spreader::Nftables),
+        }
+    }
 }
 
 impl Contender {
     fn name(self) -> &'static str {
         match self {
             Self::Weir => "weir",
+            Self::Peer(Spreader::HaProxy, Pace::Default) => "keepalived+haproxy",
+            Self::Peer(Spreader::HaProxy, Pace::Fast) => "keepalived+haproxy fast",
+            Self::Peer(Spreader::Nftables, Pace::Default) => "keepalived+nft",
+            Self::Peer(Spreader::Nftables, Pace::Fast) => "keepalived+nft fast",
         }
     }
 
     fn settings(self) -> String {
         match self {
             Self::Weir => Weir::settings(),
+            Self::Peer(spreader, pace) => peers::settings(spreader, pace),
         }
     }
 
     fn start(self, site: &Site) -> Result<Box<dyn System + '_>> {
         Ok(match self {
             Self::Weir => Box::new(Weir::start(site)?),
+            Self::Peer(spreader, pace) => Box::new(Peer::start(site, spreader, pace)?),
         })
     }
 }
@@ -79,7 +112,7 @@ pub fn run(options: &Options, json: bool) -> Result<bool> {
     let mut results =
         Results::open(options.results.as_deref(), options.label.as_deref(), options.fresh)?;
     eprintln!("events are recorded in {}", results.path().display());
-    for &contender in &options.systems {
+    for contender in options.contenders() {
         for &nodes in &options.nodes {
             measure(options, contender, nodes, &mut results)
                 .with_context(|| format!("{} with {nodes} nodes", contender.name()))?;
@@ -156,6 +189,10 @@ impl Options {
         if self.kinds.is_empty() { Kind::value_variants().to_vec() } else { self.kinds.clone() }
     }
 
+    fn contenders(&self) -> Vec<Contender> {
+        self.systems.iter().flat_map(|family| family.contenders()).collect()
+    }
+
     fn events(&self, contender: Contender, kind: Kind) -> usize {
         self.events.unwrap_or_else(|| kind.events(contender == Contender::Weir))
     }
@@ -171,24 +208,27 @@ fn report(options: &Options, results: &Results) -> Report {
     let mut rows = Vec::new();
     for &nodes in &options.nodes {
         for kind in options.kinds() {
-            for &contender in &options.systems {
+            for contender in options.contenders() {
                 let settings = results::hash(&all_settings(contender));
                 let records = results.of(contender.name(), nodes, &kind.name(), &settings);
                 let of = options.events(contender, kind);
-                rows.extend(Row::new(kind, &records, of, contender == Contender::Weir));
+                let row = Row::new(kind, &records, of, contender == Contender::Weir);
+                let agent = matches!(kind, Kind::AgentSigkill | Kind::AgentSigstop);
+                let remark = (agent && contender != Contender::Weir).then_some(peers::REMARK);
+                rows.extend(row.map(|row| Row { remark, ..row }));
             }
         }
     }
     let own = Settings { of: "bench".into(), text: site::settings() };
-    let settings = |&contender: &Contender| Settings {
-        of: contender.name().into(),
-        text: contender.settings(),
-    };
+    let settings =
+        |contender: Contender| Settings { of: contender.name().into(), text: contender.settings() };
     Report {
         schema: "weir.bench-failover/v1",
         revision: results.revision().to_owned(),
         label: options.label.clone(),
-        settings: std::iter::once(own).chain(options.systems.iter().map(settings)).collect(),
+        settings: std::iter::once(own)
+            .chain(options.contenders().into_iter().map(settings))
+            .collect(),
         ok: rows.iter().all(|row| row.met != Some(false)),
         rows,
     }

@@ -142,7 +142,7 @@ pub fn print(report: &Report) {
     }
     println!(
         "\nFrom the event to the start of the last request that failed, ms; requests that failed:\n\n\
-         {:<17}{:>6} {:<15}{:>8}{:>9}{:>9}{:>13}{:>16}{:>8}{:>9}{:>7}  goal",
+         {:<25}{:>6} {:<15}{:>8}{:>9}{:>9}{:>13}{:>16}{:>8}{:>9}{:>7}  goal",
         "system",
         "nodes",
         "event",
@@ -196,6 +196,6 @@ fn print_row(row: &Row) {
     );
     if row.revisions.len() > 1 {
         let revisions: Vec<_> = row.revisions.iter().map(String::as_str).collect();
-        println!("{:23} of revisions {}", "", revisions.join(", "));
+        println!("{:31} of revisions {}", "", revisions.join(", "));
     }
 }

@@ -155,7 +155,10 @@ impl Site {
 
     fn strike(&self, system: &dyn System, kind: Kind, node: &Node) -> Result<()> {
         match kind {
-            Kind::PowerOff => node.power_off(),
+            Kind::PowerOff => {
+                node.power_off()?;
+                system.forget(node)
+            }
             Kind::AgentSigkill => {
                 system.kill_agent(node)?;
                 system.start_agent(node)
@@ -180,7 +183,7 @@ impl Site {
             Kind::PowerOff => {
                 node.power_on()?;
                 self.start_server(node)?;
-                system.start_agent(node)
+                system.boot(node)
             }
             Kind::AgentSigkill | Kind::UplinkFlap => Ok(()),
             Kind::AgentSigstop => system.signal_agent(node, Signal::SIGCONT),
@@ -239,6 +242,7 @@ enum PortState {
     Forwarding = 3,
 }
 
-fn pod(node: &Node) -> &Host {
+/// Where a node's server runs.
+pub fn pod(node: &Node) -> &Host {
     &node.pods()[0]
 }

@@ -1,4 +1,5 @@
-//! What balances on a site: weir, or one of its peers, each as a fleet of agents that can be killed, stopped and started.
+//! What balances on a site: weir, or one of its [peers](super::peers), as a fleet of agents that can be killed, stopped and
+//! started.
 
 use anyhow::Result;
 use nix::sys::signal::Signal;
@@ -14,11 +15,20 @@ use crate::{
 
 /// An agent on every node. Dropping it ends them.
 pub trait System {
-    /// As a supervisor does at boot and after the agent's death.
+    /// All that a node starts when it is switched on.
+    fn boot(&self, node: &Node) -> Result<()> {
+        self.start_agent(node)
+    }
+    /// As a supervisor does after the agent's death.
     fn start_agent(&self, node: &Node) -> Result<()>;
     /// SIGKILL, waited for.
     fn kill_agent(&self, node: &Node) -> Result<()>;
     fn signal_agent(&self, node: &Node, signal: Signal) -> Result<()>;
+    /// Undoes what a kernel forgets that loses power, beside processes and pins.
+    fn forget(&self, node: &Node) -> Result<()> {
+        let _ = node;
+        Ok(())
+    }
     /// Waits until every agent runs and knows of every other, as far as it can say.
     fn wait_ready(&self) -> Result<()>;
 }
