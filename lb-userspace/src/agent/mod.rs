@@ -6,7 +6,9 @@
 //! differs, announces after that, and reports. The end of the agent, however it comes, changes
 //! nothing in the kernel: maps, programs and links stay.
 
+pub mod control;
 mod heartbeat;
+pub mod orders;
 mod report;
 mod state;
 

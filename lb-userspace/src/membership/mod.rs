@@ -4,6 +4,7 @@
 //! makes no node dead: the XDP program itself answers.
 
 pub mod board;
+pub mod drain;
 pub mod gossip;
 pub mod packet;
 pub mod peers;

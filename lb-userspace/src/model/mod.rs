@@ -1,10 +1,12 @@
 //! What weir is told and what it knows, in plain types: no kube, no aya, no I/O.
 
+pub mod drains;
 pub mod health;
 pub mod intent;
 pub mod members;
 pub mod seed;
 
+pub use drains::{Drainable, Drains};
 pub use health::{Cause, Health, Target, Targets, Verdicts};
 pub use intent::{
     AgentSettings, AnnouncePolicy, Check, CheckKind, Delivery, FrontendObject, FrontendPort,

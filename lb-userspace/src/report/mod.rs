@@ -1,3 +1,5 @@
-//! What the agent tells the outside: the status file. Never read by the data plane or the plan.
+//! What the agent tells the outside, and what the outside may ask of it. Never read by the data plane or
+//! the plan.
 
+pub mod control;
 pub mod status;
