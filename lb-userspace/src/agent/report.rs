@@ -49,6 +49,7 @@ impl State {
             peers: peers(inlets),
             targets: targets(inlets),
             frontends: self.frontends(),
+            ..AgentStatus::default()
         }
     }
 

@@ -5,7 +5,14 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use super::{arrivals::ArrivalsArgs, check::CheckArgs, counters::CountersArgs, owners::OwnersArgs};
+use super::{
+    arrivals::ArrivalsArgs,
+    check::CheckArgs,
+    counters::CountersArgs,
+    drain::{DrainArgs, UndrainArgs},
+    owners::OwnersArgs,
+    vips::VipsArgs,
+};
 
 /// Where the agent pins its maps unless told otherwise.
 pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/weir";
@@ -17,7 +24,7 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/weir";
 /// server die.
 ///
 /// `weir agent` runs on every node. The other commands read the pinned maps themselves, so they
-/// work while no agent runs.
+/// work while no agent runs; only `drain` and `undrain` need one.
 #[derive(Debug, Parser)]
 #[command(name = "weir", version, propagate_version = true)]
 pub struct Cli {
@@ -68,9 +75,20 @@ pub enum Command {
     /// Run this node's agent
     #[command(after_help = "Example:\n  weir agent --config /etc/weir/weir.yaml")]
     Agent(AgentCommand),
-    /// List VIPs and their frontends
-    #[command(after_help = "Example:\n  weir vips -o json")]
-    Vips(Output),
+    /// List VIPs and their frontends, or explain who announces them
+    #[command(
+        after_help = "Examples:\n  weir vips -o json\n  weir vips --why\n  weir vips --why 192.0.2.10"
+    )]
+    Vips(VipsArgs),
+    /// List all nodes as this one sees them
+    #[command(after_help = "Example:\n  weir members")]
+    Members(Output),
+    /// Take something out of service on all nodes, by the running agent
+    #[command(after_help = "Example:\n  weir drain node worker-1 --forwarding")]
+    Drain(DrainArgs),
+    /// Put back what was drained
+    #[command(after_help = "Example:\n  weir undrain node worker-1")]
+    Undrain(UndrainArgs),
     /// List backends, the nodes they live on and the slots that they own
     #[command(after_help = "Example:\n  weir backends")]
     Backends(Output),

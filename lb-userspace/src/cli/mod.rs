@@ -1,5 +1,5 @@
 //! The command line. Commands read the pinned maps and the status file themselves, so they work with
-//! the agent dead; none of them writes. Reading and writing is at the edge: each command gathers a
+//! the agent dead; none of them writes, and only `drain` and `undrain` ask the agent. Reading and writing is at the edge: each command gathers a
 //! plain value, makes its view from it purely, and [`output`] renders that.
 
 pub mod args;
@@ -7,18 +7,26 @@ pub mod arrivals;
 mod backends;
 pub mod check;
 pub mod counters;
+pub mod drain;
 mod fault;
+mod members;
 mod output;
 pub mod owners;
 mod read;
 pub mod snapshot;
 mod status;
-mod vips;
+pub mod vips;
+mod why;
 
 #[cfg(test)]
 mod tests;
 
-use std::{io, process::ExitCode, thread, time::Instant};
+use std::{
+    io,
+    process::ExitCode,
+    thread,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
 
 use clap::{CommandFactory, Parser};
 
@@ -28,11 +36,13 @@ use self::{
     backends::Backends,
     counters::{Counters, CountersArgs},
     fault::Fault,
+    members::Members,
     output::{Reader, View, emit, render},
     owners::{Owners, OwnersArgs},
-    snapshot::{Sight, Snapshot},
+    snapshot::{Account, Sight, Snapshot},
     status::Status,
-    vips::Vips,
+    vips::{Vips, VipsArgs},
+    why::Why,
 };
 use crate::{agent, dataplane::maps::Maps, report::status::AgentStatus};
 
@@ -57,7 +67,14 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             return Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Command::Completion { shell } => completion(shell),
-        Command::Vips(output) => Node::look(&dirs)?.answer(output, Vips::new)?,
+        Command::Vips(args) => vips(&dirs, args)?,
+        Command::Members(output) => {
+            let node = Node::look(&dirs)?;
+            let (account, agent) = node.account(&dirs)?;
+            render(&Members::new(account, agent), output.format)?
+        }
+        Command::Drain(args) => drain::drain(&dirs, args)?,
+        Command::Undrain(args) => drain::undrain(&dirs, args)?,
         Command::Backends(output) => Node::look(&dirs)?.answer(output, Backends::new)?,
         Command::Owners(args) => owners(&dirs, &args)?,
         Command::Arrivals(args) => arrivals(&dirs, &args)?,
@@ -96,12 +113,41 @@ impl Node {
         Sight { maps: &self.snapshot, agent: self.agent.as_ref() }
     }
 
+    /// The agent's file, and how old it is.
+    fn account(&self, dirs: &Dirs) -> anyhow::Result<(Account, &AgentStatus)> {
+        let Some(agent) = &self.agent else {
+            let error = self.status_error.as_deref().unwrap_or("there is none");
+            let dir = dirs.state_dir().display();
+            let what = format!("no status file of an agent in {dir}: {error}");
+            let fix = "start the agent, or name its folder with --state-dir";
+            return Err(Fault::new(what, fix).into());
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let age_ms = (now.as_millis() as u64).saturating_sub(agent.written_ms);
+        let (node, agent_alive) = (agent.node.clone(), self.snapshot.agent_alive());
+        Ok((Account { node, agent_alive, age_ms }, agent))
+    }
+
     fn answer<'a, V: View>(
         &'a self,
         output: Output,
         view: impl FnOnce(Sight<'a>) -> V,
     ) -> anyhow::Result<String> {
         render(&view(self.sight()), output.format)
+    }
+}
+
+fn vips(dirs: &Dirs, args: VipsArgs) -> anyhow::Result<String> {
+    let node = Node::look(dirs)?;
+    let Some(only) = args.why else { return node.answer(args.output, Vips::new) };
+    let (account, agent) = node.account(dirs)?;
+    let view = Why::new(account, agent, only);
+    match only {
+        Some(vip) if view.is_empty() => {
+            let fix = "`weir vips` lists those that are";
+            Err(Fault::new(format!("no VIP {vip} is known to this node's agent"), fix).into())
+        }
+        _ => render(&view, args.output.format),
     }
 }
 

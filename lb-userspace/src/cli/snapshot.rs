@@ -63,6 +63,30 @@ impl Serialize for Door {
     }
 }
 
+/// Age of a heartbeat beyond which the agent counts as dead (docs/architecture.md, "mute").
+pub const SILENCE_MS: u64 = 5_000;
+
+/// Whose word an answer is, and how old: what an agent's file says, and its maps cannot.
+#[derive(Clone, Debug, Serialize)]
+pub struct Account {
+    /// The node whose view it is.
+    pub node: String,
+    /// Its agent lives, so that this is of now.
+    pub agent_alive: bool,
+    /// Age of the file; what is said is as old.
+    pub age_ms: u64,
+}
+
+impl Account {
+    pub fn text(&self) -> String {
+        let (node, age) = (&self.node, super::output::span(self.age_ms));
+        match self.agent_alive {
+            true => format!("as {node} saw it {age} ago\n"),
+            false => format!("the agent of {node} is DEAD: this is what it saw {age} ago\n"),
+        }
+    }
+}
+
 /// One look at the maps.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
@@ -79,6 +103,13 @@ pub struct Snapshot {
     /// Largest MSS that fits the tunnel, IPv4 and IPv6; 0: not clamped.
     pub mss: (u64, u64),
     pub reasons: Vec<(Reason, Counter)>,
+}
+
+impl Snapshot {
+    /// Whether the agent beats.
+    pub fn agent_alive(&self) -> bool {
+        self.heartbeat_ms.is_some_and(|age| age <= SILENCE_MS)
+    }
 }
 
 #[derive(Clone, Debug, Default)]

@@ -5,16 +5,14 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::{
+    members::life_word,
     output::{View, or_dash, section, span, table},
-    snapshot::Sight,
+    snapshot::{SILENCE_MS, Sight},
 };
 use crate::{
-    model::Problem,
-    report::status::{Attachment, HealthWord, Peer, TargetStatus},
+    model::{Life, Problem},
+    report::status::{Attachment, DrainStatus, HealthWord, MemberStatus, Peer, TargetStatus},
 };
-
-/// Age of a heartbeat beyond which the agent counts as dead (docs/architecture.md, "mute").
-const SILENCE_MS: u64 = 5_000;
 
 #[derive(Debug, Serialize)]
 pub struct Status {
@@ -25,6 +23,12 @@ pub struct Status {
     problems: Vec<Problem>,
     peers: Vec<Peer>,
     targets: Vec<TargetStatus>,
+    /// This node hears no other, nor does its gateway answer.
+    isolated: bool,
+    members: Vec<MemberStatus>,
+    drains: Vec<DrainStatus>,
+    /// What came in by gossip, by name of the counter.
+    gossip: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -71,7 +75,7 @@ impl Status {
             maps.frontends.iter().filter(|(_, frontend)| frontend.owners().next().is_none());
         Self {
             agent: Agent {
-                alive: heartbeat_ms.is_some_and(|age| age <= SILENCE_MS),
+                alive: maps.agent_alive(),
                 heartbeat_ms,
                 node: file.map(|file| file.node.clone()),
                 version: file.map(|file| file.version.clone()),
@@ -97,6 +101,10 @@ impl Status {
             problems: file.map(|file| file.problems.clone()).unwrap_or_default(),
             peers: file.map(|file| file.peers.clone()).unwrap_or_default(),
             targets: file.map(|file| file.targets.clone()).unwrap_or_default(),
+            isolated: file.is_some_and(|file| file.isolated),
+            members: file.map(|file| file.members.clone()).unwrap_or_default(),
+            drains: file.map(|file| file.drains.clone()).unwrap_or_default(),
+            gossip: file.map(|file| file.gossip.clone()).unwrap_or_default(),
         }
     }
 
@@ -156,6 +164,52 @@ impl Status {
         text
     }
 
+    /// How all nodes are; those with whom something is the matter are `weir members`' business.
+    fn members_text(&self) -> String {
+        let mut text = String::new();
+        if self.isolated {
+            text += "ISOLATED   the other nodes and the gateway are silent: what this node had stays, \
+                     nothing new is announced\n";
+        }
+        let count = |life| self.members.iter().filter(|member| member.life == life).count();
+        let counts = [Life::Alive, Life::Mute, Life::Dead, Life::Unknown]
+            .map(|life| (count(life), life_word(life)))
+            .into_iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, word)| format!("{count} {word}"))
+            .collect::<Vec<_>>();
+        if !counts.is_empty() {
+            text += &format!("members    {}\n", counts.join(", "));
+        }
+        for DrainStatus { what, author, .. } in &self.drains {
+            text += &format!("drained    {what}, ordered at {author}\n");
+        }
+        let counted = self.gossip.iter().filter(|(_, count)| **count > 0);
+        let counted: Vec<_> = counted.map(|(name, count)| format!("{name} {count}")).collect();
+        if !counted.is_empty() {
+            text += &format!("gossip     {}\n", counted.join(", "));
+        }
+        text
+    }
+
+    /// The data planes that this node's own probes reach.
+    fn peers_text(&self) -> String {
+        let rows = self.peers.iter().map(|peer| {
+            let addresses: Vec<_> = peer.addresses.iter().map(ToString::to_string).collect();
+            [
+                peer.node.clone(),
+                addresses.join(", "),
+                if peer.alive { "answers" } else { "DEAD" }.into(),
+                match peer.heartbeat_ms {
+                    Some(age) if age <= SILENCE_MS => format!("alive, {} ago", span(age)),
+                    Some(age) => format!("silent for {}", span(age)),
+                    None => "-".into(),
+                },
+            ]
+        });
+        section("peers", &table(["NODE", "ADDRESSES", "DATA PLANE", "AGENT"], rows))
+    }
+
     fn targets_text(&self) -> String {
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         for target in &self.targets {
@@ -192,7 +246,7 @@ impl View for Status {
     const SCHEMA: &'static str = "weir.status/v1";
 
     fn text(&self) -> String {
-        let mut text = self.agent_text() + &self.dataplane_text();
+        let mut text = self.agent_text() + &self.dataplane_text() + &self.members_text();
         if !self.attachments.is_empty() {
             let rows = self.attachments.iter().map(|found| {
                 [
@@ -205,20 +259,7 @@ impl View for Status {
             text += &section("programs", &table(["INTERFACE", "PROGRAM", "MODE", "WHY"], rows));
         }
         if !self.peers.is_empty() {
-            let rows = self.peers.iter().map(|peer| {
-                let addresses: Vec<_> = peer.addresses.iter().map(ToString::to_string).collect();
-                [
-                    peer.node.clone(),
-                    addresses.join(", "),
-                    if peer.alive { "answers" } else { "DEAD" }.into(),
-                    match peer.heartbeat_ms {
-                        Some(age) if age <= SILENCE_MS => format!("alive, {} ago", span(age)),
-                        Some(age) => format!("silent for {}", span(age)),
-                        None => "-".into(),
-                    },
-                ]
-            });
-            text += &section("peers", &table(["NODE", "ADDRESSES", "DATA PLANE", "AGENT"], rows));
+            text += &self.peers_text();
         }
         if !self.targets.is_empty() {
             text += &self.targets_text();

@@ -1,5 +1,7 @@
 //! Views of made-up snapshots, and the grammar.
 
+mod members;
+
 use clap::{CommandFactory, Parser};
 use lb_common::{
     arrival::{Arrival, ArrivalKey, Tick, flags as arrival_flags},

@@ -2,13 +2,24 @@
 
 use std::net::IpAddr;
 
+use clap::Args;
 use lb_common::service::flags;
 use serde::Serialize;
 
 use super::{
+    args::Output,
     output::{View, or_dash, table},
     snapshot::{Sight, protocol_word},
 };
+
+#[derive(Args, Debug)]
+pub struct VipsArgs {
+    /// Explain who announces each VIP, or this one, and why
+    #[arg(long, value_name = "VIP", num_args = 0..=1)]
+    pub why: Option<Option<IpAddr>>,
+    #[command(flatten)]
+    pub output: Output,
+}
 
 #[derive(Debug, Serialize)]
 pub struct Vips {

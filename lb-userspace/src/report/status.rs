@@ -14,7 +14,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Problem, Protocol};
+use crate::model::{Life, Problem, Protocol};
 
 /// Value of `schema`. Keys are only ever added under one version.
 pub const SCHEMA: &str = "weir.agent-status/v1";
@@ -53,6 +53,22 @@ pub struct AgentStatus {
     pub targets: Vec<TargetStatus>,
     #[serde(default)]
     pub frontends: Vec<FrontendStatus>,
+    /// Most others fell silent at once and the gateway too: the fault is here, and nothing new is announced.
+    #[serde(default)]
+    pub isolated: bool,
+    /// All configured nodes, this one too, by name.
+    #[serde(default)]
+    pub members: Vec<MemberStatus>,
+    /// By address.
+    #[serde(default)]
+    pub vips: Vec<VipStatus>,
+    /// What administrators took out of service.
+    #[serde(default)]
+    pub drains: Vec<DrainStatus>,
+    /// What came in by gossip since the agent started, by name: datagrams that were taken, and those that
+    /// were not, such as `wrong_key` or `replayed`.
+    #[serde(default)]
+    pub gossip: BTreeMap<String, u64>,
 }
 
 /// A program on a device.
@@ -138,7 +154,101 @@ pub struct FrontendStatus {
     pub weights: BTreeMap<SocketAddr, u16>,
 }
 
+/// A node, as this one sees it. Ages are as of `written_ms`; what was never heard is null.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default)]
+pub struct MemberStatus {
+    pub node: String,
+    /// Of its tunnel, as configured.
+    pub addresses: Vec<IpAddr>,
+    pub life: Life,
+    /// Its agent is heard by gossip, and where from.
+    pub heard: bool,
+    pub gossip_address: Option<SocketAddr>,
+    /// Its backends may own slots.
+    pub serves: bool,
+    /// How long its backends are still held back, and the deaths that count for it.
+    pub held_for_ms: Option<u64>,
+    pub deaths: usize,
+    /// It wants VIPs.
+    pub announcing: bool,
+    /// It hands over, to end or because it is drained.
+    pub leaving: bool,
+    /// An administrator took it out of announcing and forwarding.
+    pub drained: bool,
+    /// This node probes it for all others.
+    pub watched: bool,
+    /// Living nodes whose data plane it does not reach, by its own word.
+    pub unreachable: Vec<String>,
+    /// Nodes that find its data plane silent.
+    pub suspected_by: Vec<String>,
+    /// Of its agent.
+    pub version: Option<String>,
+    /// Layout version of its maps.
+    pub layout: Option<u32>,
+    /// Version of its tunnel header where it is not this node's.
+    pub other_tunnel_version: Option<u8>,
+    /// It holds another seed than this node: its tables are not the same.
+    pub seed_differs: bool,
+    /// Age of its agent's heartbeat; null: no agent since its maps were made.
+    pub heartbeat_ms: Option<u64>,
+    /// Since its data plane answered this node's probe; null for nodes that this one does not probe.
+    pub last_answer_ms: Option<u64>,
+    pub round_trip_us: Option<u64>,
+    /// In hexadecimal; changes with every boot.
+    pub boot_id: Option<String>,
+}
+
+/// Who announces a VIP and why, as this node sees it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct VipStatus {
+    pub address: IpAddr,
+    /// Null: no living node may announce it.
+    #[serde(default)]
+    pub elected: Option<String>,
+    /// Nodes that announce it by their own word.
+    #[serde(default)]
+    pub announced_by: Vec<String>,
+    /// The best first.
+    #[serde(default)]
+    pub candidates: Vec<CandidateStatus>,
+    /// Nodes that may not, by why.
+    #[serde(default)]
+    pub excluded: BTreeMap<String, Vec<String>>,
+    /// How long this has been so.
+    #[serde(default)]
+    pub for_seconds: u64,
+}
+
+/// A node that may announce a VIP.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct CandidateStatus {
+    pub node: String,
+    /// Such as `ready` or `held back`.
+    pub standing: String,
+}
+
+/// One order to drain that is in force.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct DrainStatus {
+    /// Such as `forwarding/worker-1`.
+    pub what: String,
+    /// The node whose agent took the order, and Unix time in ms by its clock.
+    #[serde(default)]
+    pub author: String,
+    #[serde(default)]
+    pub at_ms: u64,
+}
+
 impl AgentStatus {
+    /// In what other nodes do not fit together with this one.
+    pub fn skew(&self) -> Vec<Problem> {
+        let own = self.members.iter().find(|member| member.node == self.node);
+        let own_layout = own.and_then(|member| member.layout);
+        let others = self.members.iter().filter(|member| member.node != self.node);
+        others.flat_map(|member| member.skew(&self.node, &self.version, own_layout)).collect()
+    }
+
     /// Reads `<state_dir>/status.json`. `None` where there is no such file.
     pub fn read(state_dir: &Path) -> io::Result<Option<Self>> {
         let text = match fs::read_to_string(state_dir.join(FILE)) {
@@ -162,6 +272,31 @@ impl AgentStatus {
         file.write_all(b"\n")?;
         file.persist(state_dir.join(FILE))?;
         Ok(())
+    }
+}
+
+impl MemberStatus {
+    /// `own`, `version` and `layout` are those of the node that looks.
+    fn skew(&self, own: &str, version: &str, layout: Option<u32>) -> Vec<Problem> {
+        let same = "run the same weir on both";
+        let version = self.version.as_deref().filter(|theirs| *theirs != version).map(|theirs| {
+            format!("its agent is version {theirs}, that of {own} {version}: {same}")
+        });
+        let layout = self.layout.zip(layout).filter(|(theirs, ours)| theirs != ours);
+        let layout = layout.map(|(theirs, ours)| {
+            format!("its maps are of layout {theirs}, those of {own} of {ours}: {same}")
+        });
+        let tunnel = self
+            .other_tunnel_version
+            .map(|theirs| format!("its tunnel header is of version {theirs}, not {own}'s: {same}"));
+        let seed = self.seed_differs.then(|| {
+            format!(
+                "it holds another seed than {own}, so their tables differ: set the same Agent \
+                 spec.seed on both and restart the agents"
+            )
+        });
+        let problem = |message| Problem { object: format!("Node/{}", self.node), message };
+        [version, layout, tunnel, seed].into_iter().flatten().map(problem).collect()
     }
 }
 
@@ -189,6 +324,34 @@ mod tests {
         };
         status.write(dir.path()).unwrap();
         assert_eq!(AgentStatus::read(dir.path()).unwrap(), Some(status));
+    }
+
+    #[test]
+    fn nodes_that_do_not_fit_are_named_with_what_differs() {
+        let member = |node: &str, version: &str, layout| MemberStatus {
+            node: node.into(),
+            version: Some(version.into()),
+            layout: Some(layout),
+            ..Default::default()
+        };
+        let mut status = AgentStatus {
+            node: "a".into(),
+            version: "1".into(),
+            members: vec![member("a", "1", 3), member("b", "1", 3), MemberStatus::default()],
+            ..Default::default()
+        };
+        assert_eq!(status.skew(), []);
+        status.members[1] = MemberStatus {
+            other_tunnel_version: Some(9),
+            seed_differs: true,
+            ..member("b", "2", 4)
+        };
+        let skew = status.skew();
+        let parts = ["version 2, that of a 1", "layout 4, those of a of 3", "version 9", "seed"];
+        assert_eq!(skew.len(), parts.len());
+        for (problem, part) in skew.iter().zip(parts) {
+            assert!(problem.object == "Node/b" && problem.message.contains(part), "{problem:?}");
+        }
     }
 
     #[test]
