@@ -51,7 +51,8 @@ pub mod v6 {
     pub const PORT_UNREACHABLE: u8 = 4;
     /// Code of `PARAMETER_PROBLEM`: unrecognised next header.
     pub const UNKNOWN_NEXT_HEADER: u8 = 1;
-    /// Option: target link-layer address.
+    /// Options: source and target link-layer address.
+    pub const SOURCE_LINK_LAYER: u8 = 1;
     pub const TARGET_LINK_LAYER: u8 = 2;
     /// Flags of an advertisement, first byte of `rest`.
     pub const SOLICITED: u8 = 0x40;

@@ -8,15 +8,13 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, Ipv6Addr},
-    os::fd::AsRawFd,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use socket2::{Domain, Socket, Type};
 use tokio::{sync::watch, time::sleep_until};
 
-use super::{Schedule, Uplink, frames::announcement};
+use super::{Schedule, Uplink, frames::announcement, socket::Sender};
 use crate::netlink::{Netlink, NetlinkError};
 
 /// Between two looks at the proxy entries when nothing changes: the kernel drops them with a link
@@ -29,8 +27,7 @@ const PROXY_CHECK: Duration = Duration::from_secs(5);
 /// # Errors
 /// No packet socket or no netlink socket: the process lacks rights.
 pub async fn run(mut announced: watch::Receiver<Arc<BTreeMap<IpAddr, Uplink>>>) -> io::Result<()> {
-    // No protocol: this socket never receives.
-    let socket = Socket::new(Domain::PACKET, Type::RAW.nonblocking(), None)?;
+    let socket = Sender::open()?;
     let netlink = Netlink::open()?;
     let mut schedule = Schedule::default();
     let mut wanted = announced.borrow_and_update().clone();
@@ -39,7 +36,7 @@ pub async fn run(mut announced: watch::Receiver<Arc<BTreeMap<IpAddr, Uplink>>>) 
     let mut check_at = Instant::now();
     loop {
         for (vip, uplink) in schedule.take_due(Instant::now()) {
-            let sent = send(&socket, uplink.ifindex, &announcement(vip, uplink.mac));
+            let sent = socket.send(uplink.ifindex, &announcement(vip, uplink.mac));
             if sent.is_err() {
                 schedule.retry(vip, Instant::now());
             }
@@ -107,29 +104,4 @@ impl Failing {
             }
         }
     }
-}
-
-/// Sends a whole frame on an interface.
-fn send(socket: &Socket, ifindex: u32, frame: &[u8]) -> io::Result<()> {
-    let address = libc::sockaddr_ll {
-        sll_family: libc::AF_PACKET as u16,
-        sll_protocol: 0,
-        sll_ifindex: i32::try_from(ifindex).map_err(io::Error::other)?,
-        sll_hatype: 0,
-        sll_pkttype: 0,
-        sll_halen: 0,
-        sll_addr: [0; 8],
-    };
-    // SAFETY: frame and address outlive the call, and both lengths are theirs.
-    let sent = unsafe {
-        libc::sendto(
-            socket.as_raw_fd(),
-            frame.as_ptr().cast(),
-            frame.len(),
-            0,
-            (&raw const address).cast(),
-            size_of_val(&address) as libc::socklen_t,
-        )
-    };
-    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -127,6 +127,20 @@ impl Netlink {
         }
     }
 
+    /// The gateways of all default routes of both families, with the interface that leads to each.
+    pub async fn default_gateways(&self) -> Result<BTreeSet<(u32, IpAddr)>, NetlinkError> {
+        let mut gateways = BTreeSet::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut request = RouteMessage::default();
+            request.header.address_family = family;
+            let mut routes = self.handle.route().get(request).execute();
+            while let Some(route) = routes.try_next().await.map_err(failed("list routes"))? {
+                gateways.extend(read_gateways(&route));
+            }
+        }
+        Ok(gateways)
+    }
+
     /// All neighbours of both families.
     pub async fn neighbours(&self) -> Result<Neighbours, NetlinkError> {
         let mut all = Neighbours::new();
@@ -246,22 +260,43 @@ fn read_route(message: &RouteMessage) -> Option<Route> {
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Oif(ifindex) => route.ifindex = *ifindex,
-            RouteAttribute::Gateway(RouteAddress::Inet(ip))
-            | RouteAttribute::Via(RouteVia::Inet(ip)) => {
-                route.gateway = Some((*ip).into());
-            }
-            RouteAttribute::Gateway(RouteAddress::Inet6(ip))
-            | RouteAttribute::Via(RouteVia::Inet6(ip)) => route.gateway = Some((*ip).into()),
             RouteAttribute::Metrics(metrics) => {
                 route.mtu = metrics.iter().find_map(|metric| match metric {
                     RouteMetric::Mtu(mtu) if *mtu != 0 => Some(*mtu),
                     _ => None,
                 });
             }
-            _ => {}
+            other => route.gateway = gateway(other).or(route.gateway),
         }
     }
     (route.ifindex != 0).then_some(route)
+}
+
+/// The gateways of a route, if it is a default route: one, or several that share the traffic.
+fn read_gateways(message: &RouteMessage) -> Vec<(u32, IpAddr)> {
+    if message.header.destination_prefix_length != 0 {
+        return Vec::new();
+    }
+    let hops = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::MultiPath(hops) => Some(hops),
+        _ => None,
+    });
+    let single = read_route(message).and_then(|route| Some((route.ifindex, route.gateway?)));
+    let several = hops.into_iter().flatten().filter_map(|hop| {
+        let gateway = hop.attributes.iter().find_map(gateway)?;
+        Some((hop.interface_index, gateway))
+    });
+    single.into_iter().chain(several).collect()
+}
+
+fn gateway(attribute: &RouteAttribute) -> Option<IpAddr> {
+    match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(ip))
+        | RouteAttribute::Via(RouteVia::Inet(ip)) => Some((*ip).into()),
+        RouteAttribute::Gateway(RouteAddress::Inet6(ip))
+        | RouteAttribute::Via(RouteVia::Inet6(ip)) => Some((*ip).into()),
+        _ => None,
+    }
 }
 
 fn neighbour_address(message: &NeighbourMessage) -> Option<IpAddr> {
@@ -345,6 +380,10 @@ fn read(socket: libc::c_int, scrap: &mut [u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use netlink_packet_route::route::RouteNextHop;
+
     use super::*;
 
     const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
@@ -390,6 +429,30 @@ mod tests {
         );
         let on_link = route(RouteType::Unicast, vec![RouteAttribute::Oif(4)]);
         assert_eq!(on_link, Some(Route { ifindex: 4, gateway: None, mtu: None }));
+    }
+
+    #[test]
+    fn default_routes_name_all_their_gateways_and_others_none() {
+        let (one, two): (Ipv4Addr, Ipv6Addr) =
+            ("192.0.2.1".parse().unwrap(), "fe80::1".parse().unwrap());
+        let mut message = RouteMessage::default();
+        message.header.kind = RouteType::Unicast;
+        let via = |interface_index, gateway| {
+            let mut hop = RouteNextHop::default();
+            hop.interface_index = interface_index;
+            hop.attributes = vec![gateway];
+            hop
+        };
+        message.attributes = vec![RouteAttribute::MultiPath(vec![
+            via(4, RouteAttribute::Gateway(RouteAddress::Inet(one))),
+            via(5, RouteAttribute::Via(RouteVia::Inet6(two))),
+        ])];
+        assert_eq!(read_gateways(&message), [(4, one.into()), (5, two.into())]);
+        message.attributes =
+            vec![RouteAttribute::Oif(4), RouteAttribute::Gateway(RouteAddress::Inet(one))];
+        assert_eq!(read_gateways(&message), [(4, one.into())]);
+        message.header.destination_prefix_length = 8;
+        assert_eq!(read_gateways(&message), []);
     }
 
     #[test]

@@ -1,0 +1,243 @@
+//! Who else answers for a VIP that this node announces. Pure: time and frames come in, questions and
+//! problems come out; `watch` does the rest.
+//!
+//! Claims are heard as they come; besides every VIP is asked for a moment after its takeover and now and
+//! then, because who answers only when asked is not heard otherwise.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use super::{Uplink, frames::Claim};
+use crate::{
+    model::{Members, Problem},
+    netlink::Interfaces,
+};
+
+/// Within this time after a takeover members may still answer: the former announcer has not heard yet.
+pub const HANDOVER: Duration = Duration::from_secs(10);
+
+/// From a takeover to the first question, and from one to the next.
+pub const FIRST_QUESTION: Duration = Duration::from_secs(1);
+pub const QUESTIONS: Duration = Duration::from_secs(30);
+
+/// How long a claim is reported that is not heard again: two questions.
+pub const MEMORY: Duration = Duration::from_secs(60);
+
+/// MACs remembered for one VIP; whoever sends more is not told apart.
+pub const MOST_MACS: usize = 4;
+
+/// Who MACs belong to.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Owners {
+    /// Of this host's interfaces: what they say is no conflict.
+    pub own: BTreeSet<[u8; 6]>,
+    /// Of other members' interfaces, with the member's name.
+    pub members: BTreeMap<[u8; 6], String>,
+}
+
+impl Owners {
+    pub fn of(interfaces: &Interfaces, members: &Members) -> Self {
+        let others = members.nodes.iter().filter(|(name, _)| **name != members.own);
+        let cards = others.filter_map(|(name, it)| Some((name, it.card.as_ref()?)));
+        let macs = cards.flat_map(|(name, card)| {
+            card.interfaces.iter().map(|interface| (interface.mac, name.clone()))
+        });
+        Self {
+            own: interfaces.iter().filter_map(|link| link.mac).collect(),
+            members: macs.collect(),
+        }
+    }
+}
+
+/// All VIPs that are announced here.
+#[derive(Debug, Default)]
+pub struct Conflicts(BTreeMap<IpAddr, Watched>);
+
+#[derive(Debug)]
+struct Watched {
+    uplink: Uplink,
+    since: Instant,
+    question: Instant,
+    /// By MAC: when it was heard last.
+    heard: BTreeMap<[u8; 6], Instant>,
+}
+
+impl Conflicts {
+    /// Takes over what is announced now; what is announced elsewhere is forgotten.
+    pub fn set(&mut self, announced: &BTreeMap<IpAddr, Uplink>, now: Instant) {
+        self.0.retain(|vip, watched| announced.get(vip) == Some(&watched.uplink));
+        for (vip, uplink) in announced {
+            self.0.entry(*vip).or_insert_with(|| Watched {
+                uplink: uplink.clone(),
+                since: now,
+                question: now + FIRST_QUESTION,
+                heard: BTreeMap::new(),
+            });
+        }
+    }
+
+    /// Somebody claims an address, heard on an interface.
+    pub fn hear(&mut self, ifindex: u32, claim: Claim, owners: &Owners, now: Instant) {
+        let watched = self.0.get_mut(&claim.address);
+        let Some(watched) = watched.filter(|it| it.uplink.ifindex == ifindex) else { return };
+        let handover = owners.members.contains_key(&claim.mac) && now < watched.since + HANDOVER;
+        if claim.mac == watched.uplink.mac || owners.own.contains(&claim.mac) || handover {
+            return;
+        }
+        watched.heard.retain(|_, at| now < *at + MEMORY);
+        if watched.heard.len() < MOST_MACS || watched.heard.contains_key(&claim.mac) {
+            watched.heard.insert(claim.mac, now);
+        }
+    }
+
+    /// VIPs that are to be asked for now, and where.
+    pub fn take_questions(&mut self, now: Instant) -> Vec<(IpAddr, Uplink)> {
+        let due = self.0.iter_mut().filter(|(_, watched)| watched.question <= now);
+        let ask = |(vip, watched): (&IpAddr, &mut Watched)| {
+            watched.question = now + QUESTIONS;
+            (*vip, watched.uplink.clone())
+        };
+        due.map(ask).collect()
+    }
+
+    /// When a question is due, or a problem ends.
+    pub fn next_due(&self) -> Option<Instant> {
+        let ends = self.0.values().flat_map(|it| it.heard.values().map(|at| *at + MEMORY));
+        self.0.values().map(|it| it.question).chain(ends).min()
+    }
+
+    /// What is wrong now, in the order of the VIPs.
+    pub fn problems(&mut self, owners: &Owners, now: Instant) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        for (vip, watched) in &mut self.0 {
+            watched.heard.retain(|_, at| now < *at + MEMORY);
+            if watched.heard.is_empty() {
+                continue;
+            }
+            let mut message = "also answered for by".to_owned();
+            for (place, mac) in watched.heard.keys().enumerate() {
+                let [a, b, c, d, e, f] = mac;
+                let comma = if place > 0 { "," } else { "" };
+                let owner = owners.members.get(mac);
+                let owner = owner.map(|name| format!(" (node {name})")).unwrap_or_default();
+                // Writing to a string cannot fail.
+                let _ = write!(
+                    message,
+                    "{comma} {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}{owner}"
+                );
+            }
+            let advice = match watched.heard.keys().all(|mac| owners.members.contains_key(mac)) {
+                true => {
+                    "its agent does not know that this node announces it; see weir members there"
+                }
+                false => "take the address from that host, or choose another VIP",
+            };
+            let _ = write!(message, " on {}; {advice}", watched.uplink.name);
+            problems.push(Problem { object: format!("VIP/{vip}"), message });
+        }
+        problems
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWN: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    const MEMBER: [u8; 6] = [2, 0, 0, 0, 0, 2];
+    const FOREIGN: [u8; 6] = [2, 0, 0, 0, 0, 0xee];
+
+    fn vip() -> IpAddr {
+        "192.0.2.1".parse().unwrap()
+    }
+
+    fn owners() -> Owners {
+        Owners { own: [OWN].into(), members: [(MEMBER, "worker-2".into())].into() }
+    }
+
+    fn watched(now: Instant) -> Conflicts {
+        let mut conflicts = Conflicts::default();
+        let uplink = Uplink { name: "eth0".into(), ifindex: 2, mac: OWN };
+        conflicts.set(&[(vip(), uplink)].into(), now);
+        conflicts
+    }
+
+    fn messages(conflicts: &mut Conflicts, now: Instant) -> Vec<String> {
+        conflicts.problems(&owners(), now).into_iter().map(|it| it.message).collect()
+    }
+
+    fn after(now: Instant, seconds: u64) -> Instant {
+        now + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_foreign_mac_is_a_problem_until_it_is_not_heard_for_a_while() {
+        let now = Instant::now();
+        let mut conflicts = watched(now);
+        conflicts.hear(2, Claim { address: vip(), mac: FOREIGN }, &owners(), now);
+        let problem = conflicts.problems(&owners(), now).remove(0);
+        assert_eq!(problem.object, "VIP/192.0.2.1");
+        assert_eq!(
+            problem.message,
+            "also answered for by 02:00:00:00:00:ee on eth0; take the address from that host, or \
+             choose another VIP"
+        );
+        assert_eq!(messages(&mut conflicts, after(now, 59)).len(), 1);
+        assert_eq!(messages(&mut conflicts, after(now, 60)).len(), 0);
+    }
+
+    #[test]
+    fn own_answers_other_addresses_and_other_interfaces_are_no_conflict() {
+        let now = Instant::now();
+        let mut conflicts = watched(now);
+        conflicts.hear(2, Claim { address: vip(), mac: OWN }, &owners(), now);
+        conflicts.hear(3, Claim { address: vip(), mac: FOREIGN }, &owners(), now);
+        let other = "192.0.2.9".parse().unwrap();
+        conflicts.hear(2, Claim { address: other, mac: FOREIGN }, &owners(), now);
+        assert_eq!(messages(&mut conflicts, now).len(), 0);
+    }
+
+    #[test]
+    fn a_member_is_a_conflict_only_after_the_handover() {
+        let now = Instant::now();
+        let mut conflicts = watched(now);
+        let claim = Claim { address: vip(), mac: MEMBER };
+        conflicts.hear(2, claim, &owners(), after(now, 9));
+        assert_eq!(messages(&mut conflicts, after(now, 9)).len(), 0);
+        conflicts.hear(2, claim, &owners(), after(now, 10));
+        let message = messages(&mut conflicts, after(now, 10)).remove(0);
+        assert!(
+            message.contains("02:00:00:00:00:02 (node worker-2) on eth0; its agent"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_flood_of_macs_is_bounded() {
+        let now = Instant::now();
+        let mut conflicts = watched(now);
+        for last in 0..100 {
+            let mac = [2, 0, 0, 0, 9, last];
+            conflicts.hear(2, Claim { address: vip(), mac }, &owners(), now);
+        }
+        assert_eq!(conflicts.0[&vip()].heard.len(), MOST_MACS);
+    }
+
+    #[test]
+    fn questions_come_after_a_takeover_and_now_and_then() {
+        let now = Instant::now();
+        let mut conflicts = watched(now);
+        let mut asked = Vec::new();
+        while let Some(due) = conflicts.next_due().filter(|due| *due <= after(now, 65)) {
+            assert_eq!(conflicts.take_questions(due).len(), 1);
+            asked.push((due - now).as_secs());
+        }
+        assert_eq!(asked, [1, 31, 61]);
+        conflicts.set(&BTreeMap::new(), now);
+        assert_eq!(conflicts.next_due(), None);
+    }
+}
