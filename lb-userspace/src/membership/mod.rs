@@ -6,10 +6,13 @@
 pub mod board;
 pub mod drain;
 pub mod gossip;
+pub mod machine;
+mod own;
 pub mod packet;
 pub mod peers;
 pub mod runner;
 pub mod seal;
+pub mod sim;
 pub mod stream;
 pub mod topic;
 pub mod watch;
