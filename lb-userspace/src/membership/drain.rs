@@ -200,7 +200,7 @@ mod tests {
         for dir in [&here, &there] {
             let again = Keeper::open(dir.path()).unwrap();
             assert_eq!(again.drains().forwarding().collect::<Vec<_>>(), ["b"]);
-            assert_eq!(again.publications(), [told.clone()]);
+            assert_eq!(again.publications(), std::slice::from_ref(&told));
             assert_eq!(again.problems().count(), 0);
         }
     }
