@@ -5,11 +5,12 @@ use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::LazyLock,
 };
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
-use super::uplink::{allows, announcing_interfaces, on_link};
+use super::uplink::{allows, on_link};
 use crate::{
     model::{AnnouncePolicy, CardInterface, Intent, Life, MemberState, Members, Node},
     netlink::Interfaces,
@@ -17,42 +18,68 @@ use crate::{
 };
 
 /// How a candidate stands; the best come first.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Standing {
     /// Lives, wants VIPs and reaches everybody.
-    #[serde(rename = "ready")]
     Ready,
     /// Says that it does not reach every living node.
-    #[serde(rename = "cannot reach all")]
     Partial,
     /// Does not want VIPs yet: joining, or held down after it died.
-    #[serde(rename = "held back")]
     HeldBack,
     /// Its agent is silent, and it takes nothing new.
-    #[serde(rename = "mute")]
     Mute,
     /// Shuts down, or is drained: takes over only where nobody else can.
-    #[serde(rename = "leaving")]
     Leaving,
 }
 
+impl Standing {
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Partial => "cannot reach all",
+            Self::HeldBack => "held back",
+            Self::Mute => "mute",
+            Self::Leaving => "leaving",
+        }
+    }
+}
+
 /// Why a node is no candidate.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Exclusion {
-    #[serde(rename = "dead")]
     Dead,
-    #[serde(rename = "not heard yet")]
     Unknown,
-    #[serde(rename = "labels do not match")]
     Labels,
-    #[serde(rename = "no interface that may announce it")]
     Interfaces,
-    #[serde(rename = "no backend of its own for a local-only frontend")]
     NoBackend,
-    #[serde(rename = "not in its subnet, as others are")]
     Subnet,
-    #[serde(rename = "no address of its family, as others have")]
     Family,
+}
+
+impl Exclusion {
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Dead => "dead",
+            Self::Unknown => "not heard yet",
+            Self::Labels => "labels do not match",
+            Self::Interfaces => "no interface that may announce it",
+            Self::NoBackend => "no backend of its own for a local-only frontend",
+            Self::Subnet => "not in its subnet, as others are",
+            Self::Family => "no address of its family, as others have",
+        }
+    }
+}
+
+impl Serialize for Standing {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.word())
+    }
+}
+
+impl Serialize for Exclusion {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.word())
+    }
 }
 
 /// What an election is made of.
@@ -71,10 +98,11 @@ pub struct Inputs<'a> {
 }
 
 /// One node that may announce a VIP.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Candidate<'a> {
     pub name: &'a str,
     pub standing: Standing,
+    pub member: &'a MemberState,
 }
 
 /// All nodes as candidates of one VIP.
@@ -82,115 +110,122 @@ pub struct Candidate<'a> {
 pub struct Field<'a> {
     /// The best first: by standing, then by rendezvous.
     pub order: Vec<Candidate<'a>>,
-    pub excluded: BTreeMap<Exclusion, Vec<&'a str>>,
+    pub excluded: BTreeMap<Exclusion, Vec<Facts<'a>>>,
+}
+
+/// What counts of one node, whatever the VIP.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    node: &'a Node,
+    own: bool,
+    pub member: &'a MemberState,
+    /// On which it may announce; None: it never said which it has.
+    interfaces: Option<&'a [CardInterface]>,
 }
 
 /// What is the same for all VIPs of one turn.
 pub struct Fields<'a> {
     inputs: Inputs<'a>,
     policies: BTreeMap<IpAddr, &'a AnnouncePolicy>,
-    /// On which this node may announce.
-    pub own_interfaces: Vec<CardInterface>,
-    /// For nodes that nobody described: as if they had just been seen.
-    nobody: MemberState,
+    nodes: Vec<Facts<'a>>,
 }
 
+/// For nodes that nobody described.
+static NOBODY: LazyLock<MemberState> = LazyLock::new(MemberState::default);
+
 impl<'a> Fields<'a> {
-    pub fn new(inputs: Inputs<'a>) -> Self {
+    /// `own` are the interfaces on which this node may announce.
+    pub fn new(inputs: Inputs<'a>, own: &'a [CardInterface]) -> Self {
         let mut policies = BTreeMap::new();
         for object in inputs.intent.frontends.values() {
             for address in &object.addresses {
                 policies.entry(*address).or_insert(&object.announce);
             }
         }
-        let own_interfaces = announcing_interfaces(&inputs.intent.agent, inputs.interfaces);
-        Self { inputs, policies, own_interfaces, nobody: MemberState::default() }
+        let facts = |node: &'a Node| {
+            let member = inputs.members.nodes.get(&node.name).unwrap_or(&NOBODY);
+            let is_own = node.name == inputs.members.own;
+            let card = member.card.as_ref().map(|card| &card.interfaces[..]);
+            Facts { node, own: is_own, member, interfaces: if is_own { Some(own) } else { card } }
+        };
+        Self { inputs, policies, nodes: inputs.intent.nodes.values().map(facts).collect() }
     }
 
-    pub fn policy(&self, vip: IpAddr) -> Option<&'a AnnouncePolicy> {
-        self.policies.get(&vip).copied()
+    /// Patterns of the interfaces on which a VIP may be announced; none: all.
+    pub fn patterns(&self, vip: IpAddr) -> &'a [String] {
+        self.policies.get(&vip).map_or(&[][..], |policy| &policy.interfaces)
     }
 
     /// The candidates of a VIP.
-    pub fn of(&self, vip: IpAddr) -> Field<'_> {
+    pub fn of(&self, vip: IpAddr) -> Field<'a> {
         let mut field = Field::default();
-        let mut living = Vec::new();
-        for node in self.inputs.intent.nodes.values() {
-            match self.exclusion(vip, node) {
-                Some(reason) => field.excluded.entry(reason).or_default().push(&node.name),
-                None => living.push(node),
+        let mut living = Vec::with_capacity(self.nodes.len());
+        for facts in &self.nodes {
+            match self.exclusion(vip, facts) {
+                Some(reason) => field.excluded.entry(reason).or_default().push(*facts),
+                None => living.push(*facts),
             }
         }
-        let mut prefer = |reason, wanted: &dyn Fn(&Node) -> bool| {
-            if living.iter().any(|node| wanted(node)) {
-                let left = living.extract_if(.., |node| !wanted(node));
-                field.excluded.entry(reason).or_default().extend(left.map(|it| it.name.as_str()));
+        let patterns = self.patterns(vip);
+        let mut prefer = |reason, wanted: &dyn Fn(&Facts<'_>) -> bool| {
+            if living.iter().any(wanted) && !living.iter().all(wanted) {
+                let left = living.extract_if(.., |facts| !wanted(facts));
+                field.excluded.entry(reason).or_default().extend(left);
             }
         };
-        prefer(Exclusion::Subnet, &|node| {
-            self.interfaces(vip, &node.name).is_some_and(|mut it| it.any(|one| on_link(one, vip)))
+        prefer(Exclusion::Subnet, &|facts| {
+            facts.allowed(patterns).is_some_and(|mut it| it.any(|one| on_link(one, vip)))
         });
-        prefer(Exclusion::Family, &|node| node.address_like(vip).is_some());
-        field.excluded.retain(|_, nodes| !nodes.is_empty());
+        prefer(Exclusion::Family, &|facts| facts.node.address_like(vip).is_some());
 
         let rank = elect::rank(&self.inputs.intent.agent.seed, vip);
-        let candidate = |node: &'a Node| Candidate {
-            name: &node.name,
-            standing: self.standing(vip, &node.name),
-        };
-        field.order = living.into_iter().map(candidate).collect();
+        field.order = living.iter().map(|facts| facts.candidate(vip)).collect();
         field.order.sort_by_cached_key(|it| (it.standing, Reverse(rank(it.name))));
         field
     }
 
-    fn member(&self, name: &str) -> &MemberState {
-        self.inputs.members.nodes.get(name).unwrap_or(&self.nobody)
-    }
-
-    fn is_own(&self, name: &str) -> bool {
-        *name == self.inputs.members.own
-    }
-
-    /// The interfaces on which a node may announce a VIP; None: it never said which it has.
-    fn interfaces(
-        &self,
-        vip: IpAddr,
-        name: &str,
-    ) -> Option<impl Iterator<Item = &CardInterface> + use<'_, 'a>> {
-        let all = match self.is_own(name) {
-            true => &self.own_interfaces,
-            false => &self.member(name).card.as_ref()?.interfaces,
-        };
-        let patterns = self.policy(vip).map_or(&[][..], |policy| &policy.interfaces);
-        Some(all.iter().filter(move |interface| allows(patterns, &interface.name)))
-    }
-
     /// Why a node may not announce a VIP whoever else may.
-    fn exclusion(&self, vip: IpAddr, node: &Node) -> Option<Exclusion> {
-        let life = if self.is_own(&node.name) { Life::Alive } else { self.member(&node.name).life };
+    fn exclusion(&self, vip: IpAddr, facts: &Facts<'_>) -> Option<Exclusion> {
+        let life = if facts.own { Life::Alive } else { facts.member.life };
+        let labels = &facts.node.labels;
+        let policy = self.policies.get(&vip);
         let holders = self.inputs.holders.get(&vip);
-        if self.policy(vip).is_some_and(|policy| !policy.nodes.matches(&node.labels)) {
+        if policy.is_some_and(|policy| !policy.nodes.matches(labels)) {
             Some(Exclusion::Labels)
         } else if life == Life::Dead {
             Some(Exclusion::Dead)
         } else if life == Life::Unknown {
             Some(Exclusion::Unknown)
-        } else if self.interfaces(vip, &node.name).is_some_and(|mut it| it.next().is_none()) {
+        } else if facts.allowed(self.patterns(vip)).is_some_and(|mut it| it.next().is_none()) {
             Some(Exclusion::Interfaces)
-        } else if holders.is_some_and(|holders| !holders.contains(&node.name)) {
+        } else if holders.is_some_and(|holders| !holders.contains(&facts.node.name)) {
             Some(Exclusion::NoBackend)
         } else {
             None
         }
     }
+}
+
+impl<'a> Facts<'a> {
+    pub fn name(&self) -> &'a str {
+        &self.node.name
+    }
+
+    /// The interfaces that the patterns allow.
+    fn allowed(
+        &self,
+        patterns: &'a [String],
+    ) -> Option<impl Iterator<Item = &'a CardInterface> + use<'a>> {
+        Some(self.interfaces?.iter().filter(move |it| allows(patterns, &it.name)))
+    }
 
     /// A node that has been mute for a moment only keeps what it announces, but takes nothing.
-    fn standing(&self, vip: IpAddr, name: &str) -> Standing {
-        let member = self.member(name);
-        let mute = !self.is_own(name)
+    fn candidate(&self, vip: IpAddr) -> Candidate<'a> {
+        let member = self.member;
+        let mute = !self.own
             && member.life == Life::Mute
             && (member.mute_long || !member.announces.contains(&vip));
-        if member.card.as_ref().is_some_and(|card| card.leaving) {
+        let standing = if member.card.as_ref().is_some_and(|card| card.leaving) {
             Standing::Leaving
         } else if mute {
             Standing::Mute
@@ -200,6 +235,7 @@ impl<'a> Fields<'a> {
             Standing::Partial
         } else {
             Standing::Ready
-        }
+        };
+        Candidate { name: self.name(), standing, member }
     }
 }

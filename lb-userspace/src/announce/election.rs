@@ -15,10 +15,10 @@ use serde::Serialize;
 
 use super::{
     Uplink,
-    candidates::{Candidate, Exclusion, Field, Fields, Inputs, Standing},
-    uplink::{allows, uplink_for},
+    candidates::{Candidate, Exclusion, Facts, Field, Fields, Inputs, Standing},
+    uplink::{allows, announcing_interfaces, uplink_for},
 };
-use crate::model::{Life, Members, Problem};
+use crate::model::{CardInterface, Life, MemberState, Members, Problem};
 
 /// How long each candidate waits for one that is before it.
 pub const PATIENCE: Duration = Duration::from_secs(1);
@@ -74,14 +74,18 @@ impl Election {
     /// changes, and at [`Self::next_deadline`].
     pub fn decide(&mut self, inputs: &Inputs<'_>, now: Instant) -> BTreeMap<IpAddr, Uplink> {
         self.0.retain(|vip, _| inputs.vips.contains(vip));
-        let fields = Fields::new(*inputs);
+        let own = announcing_interfaces(&inputs.intent.agent, inputs.interfaces);
+        let fields = Fields::new(*inputs, &own);
         let mut announced = BTreeMap::new();
         for vip in inputs.vips.iter().copied() {
             let field = fields.of(vip);
             let memory = self.0.entry(vip).or_insert_with(|| Memory::new(now));
             memory.distrust(inputs.members, vip, now);
             let turn = turn(inputs, &field, vip, &memory.void);
-            let uplink = memory.decide(&turn, now).then(|| uplink(inputs, &fields, vip)).flatten();
+            let uplink = memory
+                .decide(&turn, now)
+                .then(|| uplink(inputs, &own, fields.patterns(vip), vip))
+                .flatten();
             memory.explain(inputs, &field, vip, uplink.is_some(), now);
             announced.extend(uplink.map(|uplink| (vip, uplink)));
         }
@@ -116,19 +120,11 @@ impl Election {
 impl Why {
     fn problem(&self, vip: IpAddr) -> Problem {
         let reason = |(reason, nodes): (&Exclusion, &Vec<String>)| {
-            format!("{} ({})", serde_plain(reason), nodes.join(", "))
+            format!("{} ({})", reason.word(), nodes.join(", "))
         };
         let reasons: Vec<_> = self.excluded.iter().map(reason).collect();
         let message = format!("no node announces it: {}", reasons.join("; "));
         Problem { object: format!("VIP/{vip}"), message }
-    }
-}
-
-/// A unit variant as its serialised word.
-fn serde_plain(value: &impl Serialize) -> String {
-    match serde_json::to_value(value) {
-        Ok(serde_json::Value::String(word)) => word,
-        _ => String::new(),
     }
 }
 
@@ -149,24 +145,19 @@ struct Turn<'a> {
 }
 
 fn turn<'a>(
-    inputs: &Inputs<'a>,
+    inputs: &Inputs<'_>,
     field: &'a Field<'a>,
     vip: IpAddr,
     void: &BTreeMap<String, Instant>,
 ) -> Turn<'a> {
     let members = inputs.members;
-    let state = |name: &str| members.nodes.get(name);
     let place = field.order.iter().position(|it| it.name == members.own);
     let ahead = &field.order[..place.unwrap_or(field.order.len())];
-    let says = |it: &&Candidate<'_>| {
-        let word = state(it.name).is_some_and(|it| it.announces.contains(&vip));
-        word && !void.contains_key(it.name)
-    };
+    let says =
+        |it: &&Candidate<'_>| it.member.announces.contains(&vip) && !void.contains_key(it.name);
     // Who joins and has not yet read what the others say of themselves would take what they have.
     let joining = place.is_some_and(|at| field.order[at].standing == Standing::HeldBack);
-    let unheard = |it: &Candidate<'_>| {
-        it.name != members.own && state(it.name).is_none_or(|state| state.card.is_none())
-    };
+    let unheard = |it: &Candidate<'_>| it.name != members.own && it.member.card.is_none();
     let late = joining && field.order.iter().any(unheard);
     Turn {
         ahead,
@@ -245,29 +236,21 @@ impl Memory {
         announced: bool,
         now: Instant,
     ) {
-        let members = inputs.members;
-        let announces = |name: &str| match name == members.own {
+        let announces = |name: &str, member: &MemberState| match name == inputs.members.own {
             true => announced,
-            false => members.nodes.get(name).is_some_and(|it| it.announces.contains(&vip)),
+            false => member.announces.contains(&vip),
         };
-        let named = |nodes: &Vec<&str>| {
-            nodes.iter().take(MOST_NAMED).map(|name| (*name).to_owned()).collect()
+        let out = field.excluded.values().flatten().map(|it| (it.name(), it.member));
+        let all = field.order.iter().map(|it| (it.name, it.member)).chain(out);
+        let by = all.filter(|(name, member)| announces(name, member));
+        let named = |nodes: &Vec<Facts<'_>>| {
+            nodes.iter().take(MOST_NAMED).map(|facts| facts.name().to_owned()).collect()
         };
-        let order = field.order.iter();
+        let first = field.order.iter().take(MOST_NAMED);
         let why = Why {
             elected: field.order.first().map(|it| it.name.to_owned()),
-            announced_by: order
-                .clone()
-                .map(|it| it.name)
-                .chain(field.excluded.values().flatten().copied())
-                .filter(|name| announces(name))
-                .take(MOST_NAMED)
-                .map(str::to_owned)
-                .collect(),
-            candidates: order
-                .take(MOST_NAMED)
-                .map(|it| (it.name.to_owned(), it.standing))
-                .collect(),
+            announced_by: by.take(MOST_NAMED).map(|(name, _)| name.to_owned()).collect(),
+            candidates: first.map(|it| (it.name.to_owned(), it.standing)).collect(),
             excluded: field.excluded.iter().map(|(why, nodes)| (*why, named(nodes))).collect(),
             for_seconds: 0,
         };
@@ -280,10 +263,14 @@ impl Memory {
 }
 
 /// Where this node announces a VIP: where it may, else where it did, as long as that is there.
-fn uplink(inputs: &Inputs<'_>, fields: &Fields<'_>, vip: IpAddr) -> Option<Uplink> {
-    let patterns = fields.policy(vip).map_or(&[][..], |policy| &policy.interfaces);
-    let names = fields.own_interfaces.iter().map(|it| &it.name);
-    let names: Vec<_> = names.filter(|name| allows(patterns, name)).cloned().collect();
+fn uplink(
+    inputs: &Inputs<'_>,
+    own: &[CardInterface],
+    patterns: &[String],
+    vip: IpAddr,
+) -> Option<Uplink> {
+    let names = own.iter().map(|it| &it.name).filter(|name| allows(patterns, name));
+    let names: Vec<_> = names.cloned().collect();
     uplink_for(vip, &names, inputs.interfaces).or_else(|| {
         let link = inputs.interfaces.by_index(*inputs.announced.get(&vip)?)?;
         Some(Uplink { name: link.name.clone(), ifindex: link.ifindex, mac: link.mac? })
