@@ -9,6 +9,8 @@
 
 mod delta;
 mod log;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,5 +1,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::membership::topic::Topic;
 
@@ -411,4 +413,51 @@ fn idle_cost_per_member_does_not_grow_with_the_group() {
         costs.push(idle);
     }
     assert!(costs.iter().all(|cost| *cost < 250), "{costs:?}");
+}
+
+/// Datagrams of a small group, as agents really send them.
+fn recorded() -> Vec<Vec<u8>> {
+    let mut lab = Lab::new(3);
+    lab.publish(1, KEY, "value", true);
+    let mut recorded = Vec::new();
+    for _ in 0..300 {
+        lab.step();
+        recorded.extend(lab.flying.iter().filter(|it| it.2 == address(0)).map(|it| it.3.clone()));
+    }
+    recorded
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    #[test]
+    fn members_gone_mad_harm_nobody(
+        picks in prop::collection::vec(
+            (any::<prop::sample::Index>(), prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4)),
+            1..20,
+        ),
+        noise in prop::collection::vec(any::<u8>(), 0..200),
+    ) {
+        static RECORDED: std::sync::LazyLock<Vec<Vec<u8>>> = std::sync::LazyLock::new(recorded);
+        let mut lab = Lab::new(3);
+        let mut now = lab.now;
+        let agent = lab.agent(0);
+        let _malformed = agent.on_datagram(address(1), &noise, now);
+        let _malformed = agent.on_chunk(&name(1), &noise, now);
+        for (pick, changes) in picks {
+            let mut bytes = pick.get(&RECORDED).clone();
+            for (at, value) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = value;
+            }
+            let _malformed = agent.on_datagram(address(1), &bytes, now);
+            now += Duration::from_millis(100);
+            agent.on_timer(now);
+            for pull in agent.take_pulls() {
+                let _malformed = agent.on_chunk(&pull.node, &bytes, now);
+                agent.on_pulled(&pull.node, now);
+            }
+            prop_assert!(agent.take_datagrams().iter().all(|it| it.1.len() <= PLAIN_MOST));
+            agent.take_changes();
+        }
+    }
 }

@@ -28,7 +28,7 @@ pub use self::frame::{BadFrame, Ends, FRAME_MOST, Reader, Writer};
 use self::frame::{GREETING, greeting, read_greeting};
 use super::{
     board::Request,
-    gossip::{Gossip, Pull, Serving, decode, encode},
+    gossip::{Gossip, Malformed, Pull, Serving, decode, encode},
     seal::{Keys, SessionId, Why},
 };
 
@@ -112,6 +112,16 @@ impl Event {
     }
 }
 
+/// The content of a client's only frame.
+pub fn write_request(request: &Request) -> Vec<u8> {
+    encode(request)
+}
+
+/// Reads what [`write_request`] wrote.
+pub fn read_request(bytes: &[u8]) -> Result<Request, Malformed> {
+    decode(bytes)
+}
+
 /// What all answers share.
 struct Shared {
     slots: Semaphore,
@@ -166,7 +176,7 @@ async fn ask(
     let mut other = SessionId::default();
     timeout(GREET, socket.read_exact(&mut other)).await??;
     let Ends { asking, answering } = Ends::new(keys.first(), &own, &other);
-    let frame = Writer::new(asking).frame(&encode(request));
+    let frame = Writer::new(asking).frame(&write_request(request));
     timeout(FRAME, socket.write_all(&frame)).await??;
     let mut reader = Reader::new(answering);
     loop {
@@ -205,7 +215,7 @@ async fn listen(socket: &mut TcpStream, keys: &Keys) -> Result<(Request, Writer)
     socket.write_all(&own).await?;
     let Ends { asking, answering } = Ends::new(key, &other, &own);
     let request = read_frame(socket, &mut Reader::new(asking)).await?;
-    let request = decode(&request).map_err(|_| StreamError::Malformed)?;
+    let request = read_request(&request).map_err(|_| StreamError::Malformed)?;
     Ok((request, Writer::new(answering)))
 }
 

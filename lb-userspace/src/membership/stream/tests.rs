@@ -95,7 +95,7 @@ async fn recorded_stream_does_not_fit_another_one() {
     let keys = keys(SECRET);
     let mut recording = greeting(keys.first(), &[1; 16]).to_vec();
     let ends = Ends::new(keys.first(), &[1; 16], &[2; 16]);
-    recording.extend(Writer::new(ends.asking).frame(&encode(&everything(address).request)));
+    recording.extend(Writer::new(ends.asking).frame(&write_request(&everything(address).request)));
     let mut socket = TcpStream::connect(address).await.unwrap();
     socket.write_all(&recording).await.unwrap();
     assert_eq!(refusals.recv().await.unwrap().1, Why::Forged);
