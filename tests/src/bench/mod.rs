@@ -2,6 +2,7 @@
 //! people or as JSON, and says of each goal whether it was met.
 
 pub mod failover;
+pub mod gossip;
 pub mod packet;
 pub mod tables;
 

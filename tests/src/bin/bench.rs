@@ -28,6 +28,8 @@ enum Bench {
     Maps,
     /// What clients feel when nodes, agents, cables and servers fail.
     Failover(bench::failover::Options),
+    /// What gossip costs a member of a small and of a large group, in virtual time.
+    Gossip,
     /// A server that `failover` starts.
     #[command(hide = true)]
     Serve { name: String, port: u16 },
@@ -41,6 +43,7 @@ fn main() -> Result<ExitCode> {
         Bench::Tables => met(&bench::tables::run(args.json)?.goals),
         Bench::Maps => met(&bench::tables::run_maps(args.json)?.goals),
         Bench::Failover(options) => bench::failover::run(&options, args.json)?,
+        Bench::Gossip => met(&bench::gossip::run(args.json)?.goals),
         Bench::Serve { name, port } => {
             http::serve_forever(&name, port)?;
             true
