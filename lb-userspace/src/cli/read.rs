@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use lb_common::{
+    abi::YIELD_LIFE,
     backend::BackendId,
     frontend::{Endpoint, vip_flags},
     globals::state,
@@ -34,7 +35,11 @@ pub fn snapshot(maps: &Maps) -> anyhow::Result<Snapshot> {
     };
     for entry in maps.vips.iter() {
         let (address, vip) = entry?;
-        let announced_on = (vip.announced_on != 0).then(|| interface_name(vip.announced_on));
+        // As the data plane does it: what another node took is answered there.
+        let said = maps.yields.get(&address)?;
+        let yielded = said.is_some_and(|at| boottime.saturating_sub(at) < YIELD_LIFE);
+        let here = vip.announced_on != 0 && !yielded;
+        let announced_on = here.then(|| interface_name(vip.announced_on));
         let vip = Vip { announced_on, echo: vip.flags & vip_flags::ECHO != 0 };
         found.vips.insert(address.to_ip(), vip);
     }
