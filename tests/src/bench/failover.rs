@@ -3,6 +3,7 @@
 //! One site (see [`site`]) for each system and cluster size, on which event follows event: calm, the deed, calm again,
 //! everything put back. Each event is recorded at once (see [`results`]); a run that is stopped goes on where it was.
 
+mod calm;
 mod felt;
 mod kind;
 mod load;
@@ -48,6 +49,9 @@ pub struct Options {
     /// Forget what was recorded of this revision or label
     #[arg(long)]
     fresh: bool,
+    /// Instead of events: so many minutes of ten nodes in which none dies, while all processors are busy
+    #[arg(long, value_name = "MINUTES")]
+    calm: Option<u64>,
 }
 
 /// What `--systems` names.
@@ -109,6 +113,9 @@ impl Contender {
 
 /// Measures what is not recorded yet and prints the table. False: a goal was missed.
 pub fn run(options: &Options, json: bool) -> Result<bool> {
+    if let Some(minutes) = options.calm {
+        return calm::run(minutes, json);
+    }
     let mut results =
         Results::open(options.results.as_deref(), options.label.as_deref(), options.fresh)?;
     eprintln!("events are recorded in {}", results.path().display());

@@ -1,8 +1,15 @@
 //! What balances on a site: weir, or one of its [peers](super::peers), as a fleet of agents that can be killed, stopped and
 //! started.
 
-use anyhow::Result;
+use std::{
+    collections::BTreeMap,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use super::{
     kind::{HEALTH_FALL, HEALTH_INTERVAL},
@@ -34,7 +41,12 @@ pub trait System {
 }
 
 /// weir on every node, as the fleet runs it.
-pub struct Weir<'site>(Fleet<'site>);
+pub struct Weir<'site> {
+    fleet: Fleet<'site>,
+    site: &'site Site,
+    /// Who announced which VIP at first: so it must be again before the next event.
+    home: BTreeMap<String, String>,
+}
 
 impl<'site> Weir<'site> {
     pub fn start(site: &'site Site) -> Result<Self> {
@@ -43,7 +55,27 @@ impl<'site> Weir<'site> {
         let fleet = Fleet::prepare_with(&site.lab, AGENT, &frontend)?;
         site.lab.nodes().iter().try_for_each(|node| fleet.start_agent(node).map(drop))?;
         fleet.wait_ready();
-        Ok(Self(fleet))
+        let mut weir = Self { fleet, site, home: BTreeMap::new() };
+        weir.home = weir.announcers()?;
+        Ok(weir)
+    }
+
+    /// Who is to announce which VIP, as the first node sees it.
+    fn announcers(&self) -> Result<BTreeMap<String, String>> {
+        let answer = self.fleet.ask(&self.site.lab.nodes()[0], &["vips"])?;
+        let vips = answer["vips"].as_array().context("a list of VIPs")?;
+        let text = |vip: &Value, name: &str| vip[name].as_str().unwrap_or_default().to_owned();
+        Ok(vips.iter().map(|vip| (text(vip, "address"), text(vip, "announcer"))).collect())
+    }
+
+    /// How often the agent of each node has said that another node is dead.
+    pub fn deaths(&self) -> BTreeMap<String, usize> {
+        let count = |node: &Node| {
+            let log = self.fleet.log(node);
+            let deaths = log.lines().filter(|line| DEATHS.iter().any(|death| line.contains(death)));
+            (node.name().to_owned(), deaths.count())
+        };
+        self.site.lab.nodes().iter().map(count).collect()
     }
 
     /// What of its configuration the figures depend on.
@@ -52,8 +84,16 @@ impl<'site> Weir<'site> {
     }
 }
 
-/// Many agents share one machine: small maps are enough.
+/// What agents log when they take a node for dead.
+const DEATHS: [&str; 2] = ["node is dead", "to=Dead"];
+/// All must announce again what they did at first, hold-downs included.
+const HOME: Duration = Duration::from_secs(90);
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Many agents share one machine: small maps are enough. Events come every few seconds, and none is to feel the ones before:
+/// deaths are forgotten soon.
 const AGENT: &str = "\
+holdDowns: {forget: 5s}
 peers: {interval: 100ms, fall: 3, rise: 3}
 limits: {frontends: 64, ownerBlocks: 4096, backends: 64, nodes: 16, vips: 16, opening: 4096, datagrams: 4096, established: 4096}";
 
@@ -66,19 +106,24 @@ fn health() -> String {
 
 impl System for Weir<'_> {
     fn start_agent(&self, node: &Node) -> Result<()> {
-        self.0.start_agent(node).map(drop)
+        self.fleet.start_agent(node).map(drop)
     }
 
     fn kill_agent(&self, node: &Node) -> Result<()> {
-        self.0.kill_agent(node)
+        self.fleet.kill_agent(node)
     }
 
     fn signal_agent(&self, node: &Node, signal: Signal) -> Result<()> {
-        self.0.agent(node).signal(signal)
+        self.fleet.agent(node).signal(signal)
     }
 
     fn wait_ready(&self) -> Result<()> {
-        self.0.wait_ready();
+        let deadline = Instant::now() + HOME;
+        while self.announcers().ok().as_ref() != Some(&self.home) {
+            ensure!(Instant::now() < deadline, "not all VIPs came home to {:?}", self.home);
+            thread::sleep(LOOK);
+        }
+        self.fleet.wait_ready();
         Ok(())
     }
 }
