@@ -297,6 +297,9 @@ impl Seal {
         if ask {
             pending.asked = now;
             let nonce = pending.nonce;
+            if !room {
+                self.refusals.count(Why::UnknownSession, from);
+            }
             return Ok(Opened::Reply(self.seal_as(kind::CHALLENGE, &nonce, now)));
         }
         if room { Ok(Opened::Held) } else { Err(Why::UnknownSession) }
