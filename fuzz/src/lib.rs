@@ -1,5 +1,7 @@
 //! What the targets do with their input. Nothing may panic, and nothing may grow beyond its limits.
 
+pub mod seeds;
+
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
@@ -26,8 +28,11 @@ pub fn address(index: usize) -> SocketAddr {
 
 pub fn gossip(index: usize, now: Instant) -> Gossip {
     let mut gossip = Gossip::new(NAMES[index], 1, index as u64, now);
-    let nodes: BTreeMap<_, _> =
-        NAMES.iter().enumerate().map(|(at, name)| ((*name).to_owned(), vec![address(at)])).collect();
+    let nodes: BTreeMap<_, _> = NAMES
+        .iter()
+        .enumerate()
+        .map(|(at, name)| ((*name).to_owned(), vec![address(at)]))
+        .collect();
     gossip.set_nodes(&nodes, &[], now);
     gossip.publish(Key::new(Topic::CARD, ""), Some(b"card".to_vec()), true, now);
     gossip

@@ -6,13 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::{NAMES, address, gossip};
 use weir::membership::{
     board::Request,
     topic::{Key, Topic},
 };
-use weir_fuzz::{NAMES, address, gossip};
 
-fn main() -> std::io::Result<()> {
+pub fn write_all() -> std::io::Result<()> {
     let start = Instant::now();
     let mut now = start;
     let mut agents: Vec<_> = (0..NAMES.len()).map(|index| gossip(index, now)).collect();
@@ -43,7 +43,8 @@ fn main() -> std::io::Result<()> {
         }
     }
     write("datagrams", 0, &session[..session.len().min(8192)])?;
-    let request = Request { asker: "b".into(), buckets: u64::MAX, audiences: true, have: Vec::new() };
+    let request =
+        Request { asker: "b".into(), buckets: u64::MAX, audiences: true, have: Vec::new() };
     write("streams", 0, &[&[0], &weir::membership::stream::write_request(&request)[..]].concat())?;
     if let Some(mut serving) = agents[0].serve(&request, now) {
         let mut at = 1;

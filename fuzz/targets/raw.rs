@@ -1,3 +1,6 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| weir_fuzz::raw(input));
+libfuzzer_sys::fuzz_target!(
+    init: weir_fuzz::seeds::write_all().expect("seeds can be written below the current folder"),
+    |input: &[u8]| weir_fuzz::raw(input)
+);
