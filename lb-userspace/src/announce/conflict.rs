@@ -13,11 +13,12 @@ use std::{
 
 use super::{Uplink, frames::Claim};
 use crate::{
-    model::{Members, Problem},
+    model::{Life, Members, Problem},
     netlink::Interfaces,
 };
 
 /// Within this time after a takeover members may still answer: the former announcer has not heard yet.
+/// Nor is a MAC foreign before all members have said which are theirs.
 pub const HANDOVER: Duration = Duration::from_secs(10);
 
 /// From a takeover to the first question, and from one to the next.
@@ -37,18 +38,21 @@ pub struct Owners {
     pub own: BTreeSet<[u8; 6]>,
     /// Of other members' interfaces, with the member's name.
     pub members: BTreeMap<[u8; 6], String>,
+    /// Every other member that may live has said which MACs it has.
+    pub complete: bool,
 }
 
 impl Owners {
     pub fn of(interfaces: &Interfaces, members: &Members) -> Self {
-        let others = members.nodes.iter().filter(|(name, _)| **name != members.own);
-        let cards = others.filter_map(|(name, it)| Some((name, it.card.as_ref()?)));
+        let others = || members.nodes.iter().filter(|(name, _)| **name != members.own);
+        let cards = others().filter_map(|(name, it)| Some((name, it.card.as_ref()?)));
         let macs = cards.flat_map(|(name, card)| {
             card.interfaces.iter().map(|interface| (interface.mac, name.clone()))
         });
         Self {
             own: interfaces.iter().filter_map(|link| link.mac).collect(),
             members: macs.collect(),
+            complete: others().all(|(_, it)| it.life == Life::Dead || it.card.is_some()),
         }
     }
 }
@@ -64,6 +68,8 @@ struct Watched {
     question: Instant,
     /// By MAC: when it was heard last.
     heard: BTreeMap<[u8; 6], Instant>,
+    /// The handover was over when problems were looked for.
+    judged: bool,
 }
 
 impl Conflicts {
@@ -76,6 +82,7 @@ impl Conflicts {
                 since: now,
                 question: now + FIRST_QUESTION,
                 heard: BTreeMap::new(),
+                judged: false,
             });
         }
     }
@@ -84,8 +91,7 @@ impl Conflicts {
     pub fn hear(&mut self, ifindex: u32, claim: Claim, owners: &Owners, now: Instant) {
         let watched = self.0.get_mut(&claim.address);
         let Some(watched) = watched.filter(|it| it.uplink.ifindex == ifindex) else { return };
-        let handover = owners.members.contains_key(&claim.mac) && now < watched.since + HANDOVER;
-        if claim.mac == watched.uplink.mac || owners.own.contains(&claim.mac) || handover {
+        if claim.mac == watched.uplink.mac || owners.own.contains(&claim.mac) {
             return;
         }
         watched.heard.retain(|_, at| now < *at + MEMORY);
@@ -107,7 +113,9 @@ impl Conflicts {
     /// When a question is due, or a problem ends.
     pub fn next_due(&self) -> Option<Instant> {
         let ends = self.0.values().flat_map(|it| it.heard.values().map(|at| *at + MEMORY));
-        self.0.values().map(|it| it.question).chain(ends).min()
+        let judged = self.0.values().filter(|it| !it.heard.is_empty() && !it.judged);
+        let judged = judged.map(|it| it.since + HANDOVER);
+        self.0.values().map(|it| it.question).chain(ends).chain(judged).min()
     }
 
     /// What is wrong now, in the order of the VIPs.
@@ -115,14 +123,22 @@ impl Conflicts {
         let mut problems = Vec::new();
         for (vip, watched) in &mut self.0 {
             watched.heard.retain(|_, at| now < *at + MEMORY);
-            if watched.heard.is_empty() {
+            let over = watched.since + HANDOVER;
+            watched.judged = now >= over;
+            let counts = |(mac, at): &(&[u8; 6], &Instant)| match owners.members.contains_key(*mac)
+            {
+                true => **at >= over,
+                false => owners.complete || now >= over,
+            };
+            let macs: Vec<_> = watched.heard.iter().filter(counts).map(|(mac, _)| mac).collect();
+            if macs.is_empty() {
                 continue;
             }
             let mut message = "also answered for by".to_owned();
-            for (place, mac) in watched.heard.keys().enumerate() {
+            for (place, mac) in macs.iter().enumerate() {
                 let [a, b, c, d, e, f] = mac;
                 let comma = if place > 0 { "," } else { "" };
-                let owner = owners.members.get(mac);
+                let owner = owners.members.get(*mac);
                 let owner = owner.map(|name| format!(" (node {name})")).unwrap_or_default();
                 // Writing to a string cannot fail.
                 let _ = write!(
@@ -130,7 +146,7 @@ impl Conflicts {
                     "{comma} {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}{owner}"
                 );
             }
-            let advice = match watched.heard.keys().all(|mac| owners.members.contains_key(mac)) {
+            let advice = match macs.iter().all(|mac| owners.members.contains_key(*mac)) {
                 true => {
                     "its agent does not know that this node announces it; see weir members there"
                 }
@@ -156,7 +172,8 @@ mod tests {
     }
 
     fn owners() -> Owners {
-        Owners { own: [OWN].into(), members: [(MEMBER, "worker-2".into())].into() }
+        let members = [(MEMBER, "worker-2".into())].into();
+        Owners { own: [OWN].into(), members, complete: true }
     }
 
     fn watched(now: Instant) -> Conflicts {
@@ -214,6 +231,20 @@ mod tests {
             message.contains("02:00:00:00:00:02 (node worker-2) on eth0; its agent"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn while_members_have_not_said_which_macs_they_have_nobody_is_foreign() {
+        let now = Instant::now();
+        let mut conflicts = watched(now);
+        conflicts.hear(2, Claim { address: vip(), mac: FOREIGN }, &Owners::default(), now);
+        conflicts.hear(2, Claim { address: vip(), mac: MEMBER }, &Owners::default(), now);
+        assert_eq!(conflicts.problems(&Owners::default(), now).len(), 0);
+        let message = messages(&mut conflicts, now).remove(0);
+        assert!(message.contains(":ee on eth0"), "only the foreign one: {message}");
+        conflicts.take_questions(after(now, 1));
+        assert_eq!(conflicts.next_due(), Some(after(now, 10)), "then judged in any case");
+        assert_eq!(conflicts.problems(&Owners::default(), after(now, 10)).len(), 1);
     }
 
     #[test]

@@ -255,7 +255,9 @@ impl<S: Store> Work<'_, S> {
                 (true, frontends, held.chain(self.desired.backends.keys()).copied().collect())
             }
             Scope::Part { around, frontends, backends } => {
-                (*around, frontends.clone(), backends.clone())
+                // Others took VIPs while this agent was silent: what it holds for true may be so no more.
+                let around = *around || !self.store.yields()?.is_empty();
+                (around, frontends.clone(), backends.clone())
             }
         };
         self.mend()?;

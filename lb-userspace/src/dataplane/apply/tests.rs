@@ -150,6 +150,13 @@ fn what_others_took_is_announced_no_more_until_it_is_again() {
     let scope = Scope::between(&plan, &plan, true);
     second.apply(&plan, &around, &scope).unwrap();
     assert_eq!(second.announced().unwrap(), around.announced);
+
+    // Taken while this agent slept: its own plan shows no difference.
+    let mut third = data_plane(second.store().clone());
+    third.apply(&plan, &around, &Scope::All).unwrap();
+    third.store.yields.put(taken.into(), 2).unwrap();
+    third.apply(&plan, &around, &Scope::between(&plan, &plan, false)).unwrap();
+    assert_eq!(third.store().yields.iter().count(), 0);
 }
 
 #[test]
