@@ -367,9 +367,9 @@ impl Machine {
         if !changed {
             return None;
         }
-        self.word.learn_void(self.watch.void(&self.own), now);
+        let void = self.word.learn_void(self.watch.void(&self.own), now);
         let mut members = self.view(now);
-        if self.speak(&members, now) {
+        if self.speak(&members, void, now) {
             members = self.view(now);
         }
         (*self.members != members).then(|| {
@@ -398,8 +398,8 @@ impl Machine {
         Members { own: self.own.clone(), ready, isolated, nodes }
     }
 
-    /// Publishes this node's card if it has changed; true if so.
-    fn speak(&mut self, members: &Members, now: Instant) -> bool {
+    /// Publishes this node's card if it has changed, or if the last one is void; true if so.
+    fn speak(&mut self, members: &Members, void: bool, now: Instant) -> bool {
         let announcing = self.word.announcing(self.others(members), now);
         if self.card.is_none() && !announcing && !self.word.may_speak(now) {
             return false;
@@ -413,13 +413,14 @@ impl Machine {
             announcing,
             leaving: self.word.leaving,
         };
-        if self.card.as_deref() == Some(&card) {
+        let key = Key::new(Topic::CARD, "");
+        if !void && self.card.as_deref() == Some(&card) {
             return false;
         }
         let before = self.card.as_deref().map(|card| (card.announcing, card.leaving));
-        let urgent = before != Some((card.announcing, card.leaving));
+        let urgent = void || before != Some((card.announcing, card.leaving));
         let bytes = serde_json::to_vec(&card).expect("names and numbers always encode");
-        self.gossip.publish(Key::new(Topic::CARD, ""), Some(bytes), urgent, now);
+        self.gossip.publish(key, Some(bytes), urgent, now);
         let card = Arc::new(card);
         self.said.entry(self.own.as_str().into()).or_default().card = Some(Arc::clone(&card));
         self.card = Some(card);

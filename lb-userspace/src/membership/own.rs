@@ -64,12 +64,14 @@ impl OwnWord {
         }
     }
 
-    /// Others hold this node's cards up to a version for void: they took its VIPs.
-    pub fn learn_void(&mut self, void: u64, now: Instant) {
-        if void > self.void {
+    /// Others hold this node's cards up to a version for void: they took its VIPs. True if that is news.
+    pub fn learn_void(&mut self, void: u64, now: Instant) -> bool {
+        let news = void > self.void;
+        if news {
             self.void = void;
             self.hold_back(now);
         }
+        news
     }
 
     /// This process slept for so long that others have taken its VIPs.

@@ -153,11 +153,11 @@ impl Sim {
         }
     }
 
-    /// `count` nodes that have run for five seconds.
+    /// `count` nodes that have run for three seconds.
     pub fn settled(count: usize, seed: u64) -> Self {
         let mut sim = Self::new(count, seed);
         (0..count).for_each(|site| sim.power_on(site));
-        sim.run(Duration::from_secs(5));
+        sim.run(Duration::from_secs(3));
         sim.turns.clear();
         sim
     }

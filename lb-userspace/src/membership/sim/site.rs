@@ -49,7 +49,7 @@ pub enum Parcel {
     Probe([u8; packet::LENGTH]),
     Answer([u8; packet::LENGTH]),
     Datagram(Vec<u8>),
-    Request(Pull),
+    Request(Box<Pull>),
     Stream(Vec<Vec<u8>>),
 }
 
@@ -238,7 +238,7 @@ impl Sim {
             self.send(site, index_of(to.ip()), Parcel::Datagram(plain));
         }
         for pull in output.pulls {
-            self.send(site, index_of(pull.address.ip()), Parcel::Request(pull));
+            self.send(site, index_of(pull.address.ip()), Parcel::Request(Box::new(pull)));
         }
         if output.ask_gateway {
             let answered = self.sites[site].gateway;

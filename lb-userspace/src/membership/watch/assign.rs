@@ -107,7 +107,8 @@ impl Watch {
     pub(super) fn speak(&mut self, now: Instant) {
         for (name, node) in &mut self.nodes {
             let report = if node.ahead < WATCHERS {
-                Report { finding: node.finding_to_tell(&self.rules), void: node.fate.void }
+                let finding = node.finding(&self.rules).unwrap_or_default();
+                Report { finding, void: node.fate.void }
             } else {
                 let untold = node.fate.back.is_some_and(|at| now - at >= TELL_AFTER);
                 let void = if untold { node.fate.void } else { 0 };
@@ -118,17 +119,5 @@ impl Watch {
                 self.reports.push((Arc::clone(name), report));
             }
         }
-    }
-}
-
-impl Node {
-    /// A dead node stays silent for others until it has risen.
-    fn finding_to_tell(&self, rules: &super::Rules) -> Finding {
-        let gist = self.eye.gist(rules);
-        let was = self.said.finding;
-        if self.fate.life == Life::Dead && was.is_unreached() && !gist.risen {
-            return was;
-        }
-        gist.finding.unwrap_or_default()
     }
 }

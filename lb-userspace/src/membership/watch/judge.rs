@@ -1,16 +1,12 @@
 //! From findings to lives: who is dead, who is mute, who returns.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use super::{
-    Finding, Node, Watch,
-    duty::{WATCHERS, watchers},
-    gateway::Word,
-};
+use super::{Finding, Node, Watch, duty::watchers, gateway::Word};
 use crate::model::Life;
 
 /// Members that must agree on a death.
@@ -19,6 +15,10 @@ const LEAST_ACCUSERS: usize = 2;
 const LEAST_DOUBTERS: usize = 2;
 /// A node that only this one cannot reach, and whose agent is heard, is held for alive after this.
 const VOUCHED: Duration = Duration::from_secs(2);
+
+/// After isolation others may accuse each other for a while: their reports of the cut are taken back
+/// only as gossip finds its way again. Until then nobody dies.
+const HEALING: Duration = Duration::from_secs(2);
 
 /// What is said of a node that lives so far.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -133,7 +133,7 @@ impl Watch {
             if healing { Word::Wait } else { Word::Stands }
         };
         if self.isolated && word != Word::Isolated {
-            self.healing = Some(now + self.rules.suspicion());
+            self.healing = Some(now + HEALING);
             tracing::info!("this node is no longer cut off");
         }
         if !self.isolated && word == Word::Isolated {
@@ -228,38 +228,46 @@ impl Watch {
         moved
     }
 
-    /// Dead nodes return when they answer here for `rise` rounds, or when others vouch for them, and
-    /// the witnesses no longer condemn them.
+    /// Lets dead nodes return whom everything speaks for, and long enough.
     fn bring_back(&mut self, now: Instant) -> bool {
-        let mut back = Vec::new();
-        let mut vouched = Vec::new();
-        for (name, node) in self.nodes.iter().filter(|(_, node)| node.fate.life == Life::Dead) {
-            let gist = node.eye.gist(&self.rules);
-            if gist.risen && self.verdict(name, node, false) == Verdict::Lives {
-                back.push((Arc::clone(name), gist.finding.unwrap_or_default()));
-            } else if self.vouched(node) {
-                vouched.push(Arc::clone(name));
-                if node.vouched.is_some_and(|since| now.duration_since(since) >= VOUCHED) {
-                    back.push((Arc::clone(name), self.told(name)));
-                }
+        let dead = self.nodes.iter().filter(|(_, node)| node.fate.life == Life::Dead);
+        let mut waits: BTreeMap<_, _> = dead
+            .filter_map(|(name, node)| Some((Arc::clone(name), self.pardon(name, node)?)))
+            .collect();
+        let mut moved = false;
+        for (name, node) in &mut self.nodes {
+            let Some((wait, finding)) = waits.remove(name) else {
+                node.pardoned = None;
+                continue;
+            };
+            let (since, _) = *node.pardoned.insert((node.pardoned.map_or(now, |it| it.0), wait));
+            if now.saturating_duration_since(since) >= wait {
+                node.pardoned = None;
+                node.fate.return_alive(finding, &self.rules.hold_downs, now);
+                tracing::info!(node = &**name, held_for = ?node.fate.held_for(now), "node is back");
+                moved = true;
             }
         }
-        for (name, node) in &mut self.nodes {
-            let since = node.vouched.unwrap_or(now);
-            node.vouched = vouched.contains(name).then_some(since);
+        moved
+    }
+
+    /// How long what speaks for a dead node must hold, and what it returns as: it has answered here for
+    /// `rise` rounds and isn't condemned, or others vouch for it.
+    fn pardon(&self, name: &str, node: &Node) -> Option<(Duration, Finding)> {
+        let gist = node.eye.gist(&self.rules);
+        if gist.risen && self.verdict(name, node, false) == Verdict::Lives {
+            // Two that still accuse it may condemn it again when a witness drops out.
+            let disputed = node.accusers >= LEAST_ACCUSERS;
+            let wait = if disputed { self.rules.suspicion() } else { Duration::ZERO };
+            return Some((wait, gist.finding.unwrap_or_default()));
         }
-        for (name, finding) in &back {
-            let Some(node) = self.nodes.get_mut(name) else { continue };
-            node.fate.return_alive(*finding, &self.rules.hold_downs, now);
-            tracing::info!(node = &**name, held_for = ?node.fate.held_for(now), "node is back");
-        }
-        !back.is_empty()
+        self.vouched(node).then(|| (VOUCHED, self.told(name)))
     }
 
     /// Its agent is heard, nobody but this node finds it silent, and somebody else would.
     fn vouched(&self, node: &Node) -> bool {
-        let others = self.nodes.values().filter(|it| it.trusted && it.ticket != node.ticket);
-        node.heard && node.accusers == 0 && others.take(WATCHERS).count() > 0
+        let others = || self.nodes.values().filter(|it| it.trusted && it.ticket != node.ticket);
+        node.heard && node.accusers == 0 && others().next().is_some()
     }
 
     /// When time alone changes a decision.
@@ -267,7 +275,7 @@ impl Watch {
         let of_nodes = self.nodes.values().flat_map(|node| {
             let tell = node.fate.back.map(|at| at + super::assign::TELL_AFTER);
             let tell = tell.filter(|_| node.fate.void > 0);
-            [node.fate.held_until(now), node.vouched.map(|at| at + VOUCHED), tell]
+            [node.fate.held_until(now), node.pardoned.map(|(since, wait)| since + wait), tell]
         });
         let all = of_nodes.flatten().chain(self.gateway.next_timer()).chain(self.healing);
         all.filter(|at| *at > now).min()

@@ -82,7 +82,7 @@ pub struct Watch {
     gateway: Gateway,
     ready: bool,
     isolated: bool,
-    /// After isolation deaths wait until then: others need a moment to take their reports back.
+    /// After isolation deaths wait until then.
     healing: Option<Instant>,
     /// Something came in that may change a decision.
     dirty: bool,
@@ -106,8 +106,8 @@ struct Node {
     card: u64,
     /// Its agent is heard by gossip.
     heard: bool,
-    /// Since when only this node cannot reach it.
-    vouched: Option<Instant>,
+    /// It is dead, but since then all that is known speaks for it; how long that must hold.
+    pardoned: Option<(Instant, Duration)>,
     /// Members that speak and find it silent; whether its own word counts.
     accusers: usize,
     trusted: bool,
@@ -280,14 +280,18 @@ impl Watch {
             self.nodes.iter().map(|(name, node)| (name.to_string(), node.member(now))).collect();
         let own = MemberState { life: Life::Alive, serves: true, ..MemberState::default() };
         members.insert(self.own.to_string(), own);
-        for (name, node) in self.nodes.iter().filter(|(_, node)| node.fate.life.forwards()) {
-            let others = self.words_on(name).filter(|(_, word)| word.finding.is_unreached());
-            let own = node.finding(&self.rules).is_some_and(Finding::is_unreached);
-            for origin in others.map(|(origin, _)| origin).chain(own.then_some(&self.own)) {
+        let living = self.nodes.iter().filter(|(_, node)| node.fate.life.forwards());
+        for name in living.clone().map(|(name, _)| name).chain([&self.own]) {
+            for (origin, _) in self.words_on(name).filter(|(_, it)| it.finding.is_unreached()) {
                 if let Some(member) = members.get_mut(&**origin) {
                     member.unreachable.insert(name.to_string());
                 }
             }
+        }
+        let unreached =
+            living.filter(|(_, it)| it.finding(&self.rules).is_some_and(Finding::is_unreached));
+        if let Some(own) = members.get_mut(&*self.own) {
+            own.unreachable = unreached.map(|(name, _)| name.to_string()).collect();
         }
         members
     }
