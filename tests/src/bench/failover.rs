@@ -158,7 +158,7 @@ fn measure(
         let outcome = site.event(&*system, kind, number)?;
         let felt = &outcome.felt;
         eprintln!(
-            "{} {nodes} {} {}: {} on {}: last failed {:.0} ms, {} of {} failed, gap {:.0} ms, moved {:?} ms, on return {}{}",
+            "{} {nodes} {} {}: {} on {}: last failed {:.0} ms, {} of {} failed, gap {:.0} ms, moved {:?} ms, on return {}{}{}",
             contender.name(),
             kind.name(),
             number + 1,
@@ -170,6 +170,7 @@ fn measure(
             felt.longest_gap_ms,
             outcome.moved_ms,
             outcome.failed_on_return,
+            if outcome.astray { "; ASTRAY: another node was to announce" } else { "" },
             if outcome.over { "" } else { "; NO END" },
         );
         results.add(Record {
@@ -182,6 +183,7 @@ fn measure(
             at: 0,
             vip: outcome.vip.to_string(),
             node: outcome.node,
+            astray: outcome.astray,
             felt: outcome.felt,
             over: outcome.over,
             moved_ms: outcome.moved_ms,

@@ -30,6 +30,8 @@ enum Bench {
     Failover(bench::failover::Options),
     /// What gossip costs a member of a small and of a large group, in virtual time.
     Gossip,
+    /// What probes and gossip together cost a node, in virtual time.
+    Membership,
     /// A server that `failover` starts.
     #[command(hide = true)]
     Serve { name: String, port: u16 },
@@ -44,6 +46,7 @@ fn main() -> Result<ExitCode> {
         Bench::Maps => met(&bench::tables::run_maps(args.json)?.goals),
         Bench::Failover(options) => bench::failover::run(&options, args.json)?,
         Bench::Gossip => met(&bench::gossip::run(args.json)?.goals),
+        Bench::Membership => met(&bench::membership::run(args.json)?.goals),
         Bench::Serve { name, port } => {
             http::serve_forever(&name, port)?;
             true

@@ -53,6 +53,8 @@ pub struct Row {
     pub p99: Option<f64>,
     /// Events that were still felt when the bench gave up.
     pub endless: usize,
+    /// Events that hit a node which the router still used though another one announced.
+    pub astray: usize,
     /// Requests that failed at one event.
     pub median_failed: f64,
     pub most_failed: u64,
@@ -87,6 +89,7 @@ impl Row {
             greatest: rank(&last, 1.0),
             p99,
             endless,
+            astray: records.iter().filter(|record| record.astray).count(),
             median_failed: rank(&failed, 0.5),
             most_failed: most(|record| record.felt.failed as f64) as u64,
             failed_on_return: records.iter().map(|record| record.failed_on_return).sum(),
@@ -179,14 +182,16 @@ fn print_row(row: &Row) {
         _ => String::new(),
     };
     let endless = format!("> {}", LONGEST.as_millis());
-    let median = if row.endless * 2 > row.events { endless } else { format!("{:.0}", row.median) };
+    let median =
+        if row.endless * 2 > row.events { &endless } else { &format!("{:.0}", row.median) };
+    let min = if row.endless == row.events { &endless } else { &format!("{:.0}", row.min) };
     println!(
-        "{:<17}{:>6} {:<15}{:>8}{:>9.0}{:>9}{:>13}{:>16}{:>8}{:>9.0}{:>7.0}  {goal}",
+        "{:<17}{:>6} {:<15}{:>8}{:>9}{:>9}{:>13}{:>16}{:>8}{:>9.0}{:>7.0}  {goal}",
         row.system,
         row.nodes,
         row.kind,
         format!("{}/{}", row.events, row.of_events),
-        row.min,
+        min,
         median,
         worst,
         format!("{:.0} ({})", row.median_failed, row.most_failed),
@@ -194,6 +199,12 @@ fn print_row(row: &Row) {
         row.longest_gap,
         row.client_late,
     );
+    if row.astray > 0 {
+        println!(
+            "{:31} astray {}: the router still used a node that did not announce",
+            "", row.astray
+        );
+    }
     if row.revisions.len() > 1 {
         let revisions: Vec<_> = row.revisions.iter().map(String::as_str).collect();
         println!("{:31} of revisions {}", "", revisions.join(", "));

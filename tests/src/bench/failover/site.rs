@@ -71,6 +71,8 @@ pub fn settings() -> String {
 pub struct Outcome {
     pub vip: IpAddr,
     pub node: String,
+    /// The router sent the VIP's packets to that node though another one was to announce it.
+    pub astray: bool,
     pub felt: Felt,
     /// Nothing failed any more, within [`LONGEST`].
     pub over: bool,
@@ -122,6 +124,7 @@ impl Site {
         self.until_calm(&load, &mut samples).with_context(|| format!("before {}", kind.name()))?;
         let name = self.announcer(vip)?.with_context(|| format!("nobody announces {vip}"))?;
         let node = self.lab.node(&name);
+        let astray = system.home(vip).is_some_and(|home| home != name);
 
         let from = Instant::now();
         self.strike(system, kind, node)?;
@@ -144,7 +147,7 @@ impl Site {
         // What was under way when the restoring began ended by itself a deadline later; nothing of it failed, if it is over.
         let felt = felt(&samples, from, restored);
         let failed_on_return = self::felt(&samples, restored, Instant::now()).failed;
-        Ok(Outcome { vip, node: name, felt, over, moved_ms, failed_on_return })
+        Ok(Outcome { vip, node: name, astray, felt, over, moved_ms, failed_on_return })
     }
 
     /// One backend of many is met as often as one of three.

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     thread,
     time::{Duration, Instant},
 };
@@ -31,6 +32,11 @@ pub trait System {
     /// SIGKILL, waited for.
     fn kill_agent(&self, node: &Node) -> Result<()>;
     fn signal_agent(&self, node: &Node, signal: Signal) -> Result<()>;
+    /// Which node is to announce a VIP when all is well, where the system can tell.
+    fn home(&self, vip: IpAddr) -> Option<&str> {
+        let _ = vip;
+        None
+    }
     /// Undoes what a kernel forgets that loses power, beside processes and pins.
     fn forget(&self, node: &Node) -> Result<()> {
         let _ = node;
@@ -115,6 +121,10 @@ impl System for Weir<'_> {
 
     fn signal_agent(&self, node: &Node, signal: Signal) -> Result<()> {
         self.fleet.agent(node).signal(signal)
+    }
+
+    fn home(&self, vip: IpAddr) -> Option<&str> {
+        self.home.get(&vip.to_string()).map(String::as_str)
     }
 
     fn wait_ready(&self) -> Result<()> {
