@@ -15,3 +15,4 @@ pub mod netlink;
 pub mod plan;
 pub mod report;
 pub mod sources;
+mod threads;

@@ -21,7 +21,7 @@ pub struct Freed {
 }
 
 impl Freed {
-    fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
@@ -86,6 +86,18 @@ impl Grace {
         all
     }
 
+    /// Waits until some of what was handed in comes back; `None` if nothing is under way.
+    pub fn some(&mut self) -> Option<Freed> {
+        if self.waiting == 0 {
+            return None;
+        }
+        let first = self.ready.recv_timeout(MOST).ok()?;
+        self.waiting -= 1;
+        let mut all = self.ready();
+        all.append(first);
+        Some(all)
+    }
+
     /// Waits for a grace period that begins now, and all that was handed in.
     pub fn pass(&mut self) -> Freed {
         if self.retired.send(Freed::default()).is_ok() {
@@ -97,11 +109,8 @@ impl Grace {
     /// Waits for all that was handed in.
     pub fn wait(&mut self) -> Freed {
         let mut all = self.ready();
-        while self.waiting > 0
-            && let Ok(freed) = self.ready.recv_timeout(MOST)
-        {
-            self.waiting -= 1;
-            all.append(freed);
+        while let Some(more) = self.some() {
+            all.append(more);
         }
         all
     }
@@ -201,5 +210,9 @@ mod tests {
         let back = grace.wait();
         assert_eq!((back.records, back.segments), (vec![1, 2], vec![(3, 4)]));
         assert!((1..=2).contains(&told.try_iter().count()));
+
+        grace.retire(Freed { records: vec![3], ..Freed::default() });
+        assert_eq!(grace.some().map(|freed| freed.records), Some(vec![3]));
+        assert_eq!(grace.some(), None);
     }
 }

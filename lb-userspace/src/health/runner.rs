@@ -231,7 +231,8 @@ async fn watch_target(shared: Arc<Shared>, task: u64, target: Arc<Target>, start
             shared.waited.fetch_add(1, Ordering::Relaxed);
         }
         let Ok(turn) = shared.turns.acquire().await else { return };
-        let result = shared.prober.probe(target.address, &target.check).await;
+        // Its state is large; between probes a target should cost next to nothing.
+        let result = Box::pin(shared.prober.probe(target.address, &target.check)).await;
         drop(turn);
         let could_not_ask = matches!(result, Err(Failure::Local(_)));
         if could_not_ask && !local_failure {

@@ -96,6 +96,14 @@ impl Members {
         node == self.own || self.nodes.get(node).is_some_and(|member| member.serves)
     }
 
+    /// The nodes whose backends may own slots in only one of two views.
+    pub fn serving_differs<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a str> {
+        let mine = self.nodes.keys();
+        let theirs = other.nodes.keys().filter(|name| !self.nodes.contains_key(*name));
+        let names = mine.chain(theirs).map(String::as_str);
+        names.filter(|name| self.serves(name) != other.serves(name))
+    }
+
     /// Whether a node's agent lives: it probes its own backends and takes part in votes.
     pub fn has_agent(&self, node: &str) -> bool {
         node == self.own

@@ -13,6 +13,10 @@ use crate::model::{
     FrontendObject, FrontendPort, Intent, Member, Members, Node, Problem, Protocol, Target,
     Targets, Verdicts, intent::probe_address,
 };
+use crate::threads;
+
+/// Fewer objects than this to look at: not worth a thread.
+const WORTH_A_THREAD: usize = 256;
 
 /// What a plan is made of.
 #[derive(Clone, Copy, Debug)]
@@ -121,19 +125,22 @@ pub fn follow<'a>(
     let of_nodes = nodes.filter_map(|node| askers.by_node.get(node)).flatten();
     let objects: BTreeSet<&Arc<str>> = of_targets.chain(of_nodes).collect();
     let objects = objects.into_iter().filter_map(|name| inputs.intent.frontends.get(&**name));
-    let mut moved = BTreeSet::new();
-    for object in objects {
-        for (address, port) in frontends_of(object) {
+    let objects: Vec<&FrontendObject> = objects.collect();
+    let (frontends, backends) = (&plan.frontends, &plan.backends);
+    let found = threads::map(&objects, WORTH_A_THREAD, |object| {
+        let changed = frontends_of(object).filter_map(|(address, port)| {
             let key = FrontendKey { address, port: port.port, protocol: port.protocol };
-            let Some(frontend) = plan.frontends.get_mut(&key) else { continue };
-            if frontend.object != object.name {
-                continue;
-            }
-            let owners = owners(&plan.backends, inputs, object, address, port);
-            if frontend.owners != owners {
-                frontend.owners = owners;
-                moved.insert(key);
-            }
+            let frontend = frontends.get(&key).filter(|it| it.object == object.name)?;
+            let owners = owners(backends, inputs, object, address, port);
+            (frontend.owners != owners).then_some((key, owners))
+        });
+        changed.collect::<Vec<_>>()
+    });
+    let mut moved = BTreeSet::new();
+    for (key, owners) in found.into_iter().flatten() {
+        if let Some(frontend) = plan.frontends.get_mut(&key) {
+            frontend.owners = owners;
+            moved.insert(key);
         }
     }
     moved

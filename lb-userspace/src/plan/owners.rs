@@ -4,9 +4,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    num::{NonZeroU16, NonZeroUsize},
-    sync::{Arc, Weak},
-    thread,
+    num::NonZeroU16,
+    slice,
+    sync::{
+        Arc, Weak,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread::Scope,
+    vec,
 };
 
 use lb_common::{
@@ -14,14 +19,17 @@ use lb_common::{
     table::{Backend, Seed, Table, digest},
 };
 
-/// Fewer tables than this to make: not worth a second thread.
-const WORTH_A_THREAD: usize = 4;
+use crate::threads;
+
+/// Fewer tables than this to make: not worth a thread.
+const WORTH_A_THREAD: usize = 8;
+
+/// Most tables that are handed over at once, and most such batches that a thread makes ahead.
+const BATCH: usize = 16;
+const AHEAD: usize = 16;
 
 /// Entries of the cache at which it is first swept.
 const FIRST_SWEEP: usize = 64;
-
-/// Most threads that build.
-const MAX_THREADS: usize = 8;
 
 /// A pool that wants a table.
 #[derive(Clone, Debug)]
@@ -73,68 +81,135 @@ impl Tables {
         &self.seed
     }
 
-    /// The tables of these pools, in their order; each with its frontend's former table, from which
-    /// it is made where the number of slots is the same.
-    pub fn of(&mut self, wanted: &[(&Pool, Option<&Arc<Table>>)]) -> Vec<Arc<Table>> {
+    /// Which of these pools have a table that nobody holds, each digest once.
+    pub fn missing<'p>(&mut self, pools: impl Iterator<Item = &'p Pool>) -> Vec<bool> {
         if self.held.len() >= self.sweep_at {
             self.held.retain(|_, table| table.strong_count() > 0);
             self.sweep_at = FIRST_SWEEP.max(2 * self.held.len());
         }
         let is_held = |digest| self.held.get(digest).is_some_and(|table| table.strong_count() > 0);
         let mut seen = BTreeSet::new();
-        let missing: Vec<_> = wanted
-            .iter()
-            .filter(|(pool, _)| !is_held(&pool.digest) && seen.insert(pool.digest))
-            .collect();
-        let made: BTreeMap<u64, Arc<Table>> = thread::scope(|scope| {
-            let share = missing.len().div_ceil(threads(missing.len())).max(1);
-            let mut shares = missing.chunks(share);
-            let own = shares.next().unwrap_or_default();
-            let others: Vec<_> = shares.map(|share| scope.spawn(|| self.make(share))).collect();
-            let mut made = self.make(own);
-            for other in others {
-                match other.join() {
-                    Ok(more) => made.extend(more),
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
-            }
-            made.into_iter().collect()
-        });
-        self.held.extend(made.iter().map(|(digest, table)| (*digest, Arc::downgrade(table))));
-        wanted.iter().map(|(pool, _)| self.table(pool)).collect()
+        pools.map(|pool| !is_held(&pool.digest) && seen.insert(pool.digest)).collect()
+    }
+
+    /// Shares a table from now on, for as long as somebody holds it.
+    pub fn share(&mut self, digest: u64, table: &Arc<Table>) {
+        self.held.insert(digest, Arc::downgrade(table));
     }
 
     /// The table of one pool, made where nobody holds it.
-    fn table(&mut self, pool: &Pool) -> Arc<Table> {
+    pub fn table(&mut self, pool: &Pool) -> Arc<Table> {
         if let Some(table) = self.held.get(&pool.digest).and_then(Weak::upgrade) {
             return table;
         }
         let table = Arc::new(Table::build(&pool.backends, pool.slots, &self.seed));
-        self.held.insert(pool.digest, Arc::downgrade(&table));
+        self.share(pool.digest, &table);
         table
-    }
-
-    fn make(&self, share: &[&(&Pool, Option<&Arc<Table>>)]) -> Vec<(u64, Arc<Table>)> {
-        let table = |(pool, former): &(&Pool, Option<&Arc<Table>>)| {
-            let former = former.filter(|former| former.slots() == usize::from(pool.slots));
-            let table = match former {
-                Some(former) => {
-                    let mut table = Table::clone(former);
-                    table.update(&pool.backends);
-                    table
-                }
-                None => Table::build(&pool.backends, pool.slots, &self.seed),
-            };
-            (pool.digest, Arc::new(table))
-        };
-        share.iter().map(|wanted| table(wanted)).collect()
     }
 }
 
-fn threads(tables: usize) -> usize {
-    match tables {
-        ..WORTH_A_THREAD => 1,
-        _ => thread::available_parallelism().map_or(1, NonZeroUsize::get).min(MAX_THREADS),
+/// A table to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct Job<'a> {
+    pub pool: &'a Pool,
+    /// Of the pool's backends, in their order: what stands in slots.
+    pub ids: &'a [u32],
+    /// The frontend's table up to now, from which it is made where the number of slots is the same.
+    pub former: Option<&'a Arc<Table>>,
+}
+
+/// A table, and what stands in its slots.
+#[derive(Debug)]
+pub struct Made {
+    pub table: Arc<Table>,
+    pub slots: Vec<u32>,
+}
+
+impl Job<'_> {
+    fn make(&self, seed: &Seed) -> Made {
+        let Self { pool, former, .. } = self;
+        let former = former.filter(|former| former.slots() == usize::from(pool.slots));
+        let table = match former {
+            Some(former) => {
+                let mut table = Table::clone(former);
+                table.update(&pool.backends);
+                table
+            }
+            None => Table::build(&pool.backends, pool.slots, seed),
+        };
+        let slots = slots(&table, pool, self.ids);
+        Made { table: Arc::new(table), slots }
+    }
+}
+
+/// What stands in the slots of a pool's table; empty for one without backends.
+pub fn slots(table: &Table, pool: &Pool, ids: &[u32]) -> Vec<u32> {
+    if table.backends().is_empty() {
+        return Vec::new();
+    }
+    let known: BTreeMap<&Backend, u32> = pool.backends.iter().zip(ids.iter().copied()).collect();
+    let id = |backend| known.get(backend).copied().unwrap_or_default();
+    let ids: Vec<u32> = table.backends().iter().map(id).collect();
+    let mut slots = vec![0; table.slots()];
+    table.owners(&mut slots, &ids);
+    slots
+}
+
+/// Tables as they become ready, in the order of their jobs. Others are made meanwhile, on threads that
+/// end with the last one, or when this is dropped.
+pub enum Making<'a> {
+    Here { jobs: slice::Iter<'a, Job<'a>>, seed: Seed },
+    There { threads: Vec<Receiver<Vec<Made>>>, turn: usize, ready: vec::IntoIter<Made> },
+}
+
+impl<'a> Making<'a> {
+    pub fn start<'scope>(scope: &'scope Scope<'scope, '_>, jobs: &'a [Job<'a>], seed: Seed) -> Self
+    where
+        'a: 'scope,
+    {
+        let count = threads::processors().min(jobs.len() / WORTH_A_THREAD);
+        if count == 0 {
+            return Self::Here { jobs: jobs.iter(), seed };
+        }
+        let batch = jobs.len().div_ceil(4 * count).min(BATCH);
+        let start = |first: usize| {
+            let (sender, receiver) = sync_channel(AHEAD);
+            let mine = jobs.chunks(batch).skip(first).step_by(count);
+            scope.spawn(move || make(mine, &seed, &sender));
+            receiver
+        };
+        Self::There {
+            threads: (0..count).map(start).collect(),
+            turn: 0,
+            ready: Vec::new().into_iter(),
+        }
+    }
+}
+
+fn make<'a>(batches: impl Iterator<Item = &'a [Job<'a>]>, seed: &Seed, to: &SyncSender<Vec<Made>>) {
+    for batch in batches {
+        // Nobody waits any more after an error.
+        if to.send(batch.iter().map(|job| job.make(seed)).collect()).is_err() {
+            return;
+        }
+    }
+}
+
+impl Iterator for Making<'_> {
+    type Item = Made;
+
+    fn next(&mut self) -> Option<Made> {
+        match self {
+            Self::Here { jobs, seed } => jobs.next().map(|job| job.make(seed)),
+            Self::There { threads, turn, ready } => {
+                if let Some(made) = ready.next() {
+                    return Some(made);
+                }
+                *ready = threads[*turn].recv().ok()?.into_iter();
+                *turn = (*turn + 1) % threads.len();
+                ready.next()
+            }
+        }
     }
 }
 
@@ -148,30 +223,80 @@ mod tests {
         Pool::new(owners.iter(), 251, &[7; 16])
     }
 
+    /// The tables of these pools, as a data plane gets them.
+    fn tables(of: &mut Tables, pools: &[Pool], former: Option<&Arc<Table>>) -> Vec<Arc<Table>> {
+        let missing = of.missing(pools.iter());
+        let ids: Vec<u32> = (1..100).collect();
+        let jobs: Vec<_> = (pools.iter().zip(&missing))
+            .filter(|(_, missing)| **missing)
+            .map(|(pool, _)| Job { pool, ids: &ids[..pool.backends.len()], former })
+            .collect();
+        let seed = *of.seed();
+        std::thread::scope(|scope| {
+            let mut making = Making::start(scope, &jobs, seed);
+            let table = |(pool, missing): (&Pool, &bool)| {
+                if !missing {
+                    return of.table(pool);
+                }
+                let made = making.next().unwrap();
+                let wanted = |slot: &u32| pool.backends[*slot as usize - 1];
+                for (slot, id) in (0..).zip(&made.slots) {
+                    let owner = made.table.owner(slot).unwrap();
+                    assert_eq!(made.table.backends()[usize::from(owner)], wanted(id));
+                }
+                of.share(pool.digest, &made.table);
+                made.table
+            };
+            pools.iter().zip(&missing).map(table).collect()
+        })
+    }
+
     #[test]
     fn equal_pools_share_a_table_and_an_increment_equals_a_rebuild() {
-        let pools: Vec<Pool> = (0..20)
-            .map(|n| pool(&["10.0.0.1:80", "[2001:db8::1]:80", &format!("10.0.1.{}:80", n % 10)]))
-            .collect();
-        let mut tables = Tables::new([7; 16]);
-        let none: Vec<_> = pools.iter().map(|pool| (pool, None)).collect();
-        let first = tables.of(&none);
-        assert!(Arc::ptr_eq(&first[0], &first[10]) && !Arc::ptr_eq(&first[0], &first[1]));
+        for count in [20, 2000] {
+            let pools: Vec<Pool> = (0..count)
+                .map(|n| {
+                    let n = n % (count / 2);
+                    let last = format!("10.0.{}.{}:80", 1 + n / 250, n % 250);
+                    pool(&["10.0.0.1:80", "[2001:db8::1]:80", &last])
+                })
+                .collect();
+            let mut known = Tables::new([7; 16]);
+            let first = tables(&mut known, &pools, None);
+            assert!(
+                Arc::ptr_eq(&first[0], &first[count / 2]) && !Arc::ptr_eq(&first[0], &first[1])
+            );
+            for (table, pool) in first.iter().zip(&pools) {
+                assert_eq!(**table, Table::build(&pool.backends, 251, &[7; 16]));
+            }
 
-        let smaller = pool(&["10.0.0.1:80", "[2001:db8::1]:80"]);
-        let next = tables.of(&[(&smaller, Some(&first[3]))]);
-        assert_eq!(*next[0], Table::build(&smaller.backends, 251, &[7; 16]));
-        let backends: Vec<_> = next[0].backends().iter().map(address).collect();
-        assert_eq!(backends.len(), 2);
-        assert!(backends.contains(&"10.0.0.1:80".parse().unwrap()));
+            let smaller = [pool(&["10.0.0.1:80", "[2001:db8::1]:80"])];
+            let next = tables(&mut known, &smaller, Some(&first[3]));
+            assert_eq!(*next[0], Table::build(&smaller[0].backends, 251, &[7; 16]));
+            let backends: Vec<_> = next[0].backends().iter().map(address).collect();
+            assert_eq!(backends.len(), 2);
+            assert!(backends.contains(&"10.0.0.1:80".parse().unwrap()));
+        }
+    }
+
+    #[test]
+    fn threads_that_nobody_waits_for_end() {
+        let pools: Vec<Pool> =
+            (0..2000).map(|n| pool(&[&format!("10.0.{}.{}:80", n / 250, n % 250)])).collect();
+        let jobs: Vec<_> = pools.iter().map(|pool| Job { pool, ids: &[1], former: None }).collect();
+        std::thread::scope(|scope| {
+            let mut making = Making::start(scope, &jobs, [7; 16]);
+            assert_eq!(making.next().map(|made| made.slots), Some(vec![1; 251]));
+        });
     }
 
     #[test]
     fn tables_that_nobody_holds_are_forgotten() {
-        let mut tables = Tables::new([7; 16]);
+        let mut known = Tables::new([7; 16]);
         for n in 0..500 {
-            drop(tables.of(&[(&pool(&[&format!("10.0.{}.{}:80", n / 250, n % 250)]), None)]));
+            let pool = pool(&[&format!("10.0.{}.{}:80", n / 250, n % 250)]);
+            drop(tables(&mut known, &[pool], None));
         }
-        assert!(tables.held.len() <= FIRST_SWEEP, "{}", tables.held.len());
+        assert!(known.held.len() <= FIRST_SWEEP, "{}", known.held.len());
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod failover;
 pub mod gossip;
+pub mod health;
 pub mod membership;
 pub mod packet;
 pub mod tables;

@@ -26,6 +26,8 @@ enum Bench {
     Tables,
     /// Of `tables`: only the way to the maps.
     Maps,
+    /// Health checks: 10,000 targets on one node.
+    Health,
     /// What clients feel when nodes, agents, cables and servers fail.
     Failover(bench::failover::Options),
     /// What gossip costs a member of a small and of a large group, in virtual time.
@@ -44,6 +46,7 @@ fn main() -> Result<ExitCode> {
         Bench::Packet => met(&bench::packet::run(args.json)?.goals),
         Bench::Tables => met(&bench::tables::run(args.json)?.goals),
         Bench::Maps => met(&bench::tables::run_maps(args.json)?.goals),
+        Bench::Health => met(&bench::health::run(args.json)?.goals),
         Bench::Failover(options) => bench::failover::run(&options, args.json)?,
         Bench::Gossip => met(&bench::gossip::run(args.json)?.goals),
         Bench::Membership => met(&bench::membership::run(args.json)?.goals),

@@ -72,9 +72,7 @@ impl<S: Store> Work<'_, S> {
         let index = match known {
             Some(index) => index,
             None => {
-                if self.held.node_indices.free() == 0 {
-                    self.reclaim();
-                }
+                while self.held.node_indices.free() == 0 && self.reclaim() {}
                 self.held.node_indices.take()?
             }
         };

@@ -68,7 +68,7 @@ pub struct Segment {
 #[derive(Debug)]
 pub struct Held {
     pub frontends: BTreeMap<FrontendKey, HeldFrontend>,
-    pub backends: BTreeMap<SocketAddr, HeldBackend>,
+    pub backends: HashMap<SocketAddr, HeldBackend>,
     /// The last life of each index, to be followed by the next.
     pub lives: Vec<u32>,
     pub locals: HashMap<Endpoint, BackendId>,
@@ -101,7 +101,7 @@ impl Held {
         let len = |list: usize| u32::try_from(list).unwrap_or(u32::MAX);
         let mut held = Self {
             frontends: BTreeMap::new(),
-            backends: BTreeMap::new(),
+            backends: HashMap::new(),
             lives: Vec::new(),
             locals: contents.locals.iter().copied().collect(),
             segments: BTreeMap::new(),

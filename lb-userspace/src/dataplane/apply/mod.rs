@@ -13,6 +13,7 @@ mod held;
 mod pools;
 #[cfg(test)]
 mod tests;
+mod wants;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -166,9 +167,9 @@ impl<S: Store> DataPlane<S> {
             starved: false,
         };
         let mut result = work.run(scope, &mut self.problems);
-        if result.is_ok() && work.starved && work.freed != Freed::default() {
+        if result.is_ok() && work.starved && work.reclaim() {
             // What went last may be the room that something lacked.
-            work.reclaim();
+            while work.reclaim() {}
             work.problems.clear();
             result = work.run(&Scope::All, &mut self.problems);
         }
@@ -294,10 +295,18 @@ impl<S: Store> Work<'_, S> {
         self.problems.push(Problem { object, message });
     }
 
-    /// Waits for all that is on its way to be free: the last resort where a map is full.
-    fn reclaim(&mut self) {
+    /// Sends what was freed on its way, and takes what has come back.
+    fn recycle(&mut self) {
         self.grace.retire(std::mem::take(&mut self.freed));
-        let freed = self.grace.wait();
-        self.held.reuse(freed);
+        self.held.reuse(self.grace.ready());
+    }
+
+    /// Waits for something that is on its way to be free, where a map is full; false if nothing is.
+    fn reclaim(&mut self) -> bool {
+        self.grace.retire(std::mem::take(&mut self.freed));
+        let freed = self.grace.some();
+        let came = freed.is_some();
+        self.held.reuse(freed.unwrap_or_default());
+        came
     }
 }

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::Arc,
+    thread,
 };
 
 use lb_common::{
@@ -13,30 +14,31 @@ use lb_common::{
     hash::fingerprint,
     net::Port,
     service::{Record, ServiceWord, blocks},
-    siphash::Sip13,
     table::Table,
 };
 
 use super::{
     ApplyError, Work,
-    held::{HeldBackend, HeldFrontend, Holding, Segment},
+    held::{Held, HeldBackend, HeldFrontend, Segment},
+    wants::Want,
 };
 use crate::{
     dataplane::store::{Step, Store, WriteError},
     model::{Problem, Protocol},
     plan::{
-        DesiredBackend, DesiredFrontend,
+        DesiredBackend,
         desired::FrontendKey,
-        owners::{Pool, address},
+        owners::{Job, Making, slots as slots_of},
     },
+    threads,
 };
 
-/// A frontend whose services have to change.
-struct Want {
-    key: FrontendKey,
-    pool: Pool,
-    holding: Holding,
-}
+/// Fewer frontends than this to look at: not worth a thread.
+const WORTH_A_THREAD: usize = 256;
+
+/// Tables replaced until their places are sent on the way to be free: a change of all tables goes on
+/// while grace periods pass.
+const RECYCLE: usize = 64;
 
 impl<S: Store> Work<'_, S> {
     /// Ends what a former agent left between two steps.
@@ -111,9 +113,7 @@ impl<S: Store> Work<'_, S> {
 
     /// Begins a life at an index that is free.
     fn begin(&mut self, address: SocketAddr, node: u32) -> Result<BackendId, ApplyError> {
-        if self.held.backend_indices.free() == 0 {
-            self.reclaim();
-        }
+        while self.held.backend_indices.free() == 0 && self.reclaim() {}
         let Some(index) = self.held.backend_indices.take() else {
             return Err(self.full(map::BACKENDS, self.held.lives.len()).into());
         };
@@ -154,7 +154,7 @@ impl<S: Store> Work<'_, S> {
         of: &BTreeSet<FrontendKey>,
     ) -> Result<BTreeMap<FrontendKey, Problem>, ApplyError> {
         let mut problems = BTreeMap::new();
-        let mut wants = Vec::new();
+        let mut tried = Vec::new();
         let wanted = self.desired;
         for (key, frontend) in of.iter().filter_map(|key| wanted.frontends.get_key_value(key)) {
             let mut problem = |message| {
@@ -172,53 +172,72 @@ impl<S: Store> Work<'_, S> {
                 ));
             }
             match u16::try_from(slots) {
-                Ok(slots) => wants.extend(self.want(*key, frontend, slots)),
+                Ok(slots) => tried.push((*key, frontend, slots)),
                 Err(_) => problem(format!("{slots} slots are more than a table can have")),
             }
         }
-        let former = |want: &Want| self.held.frontends.get(&want.key)?.table.clone();
-        let former: Vec<_> = wants.iter().map(former).collect();
-        let pools: Vec<_> =
-            wants.iter().zip(&former).map(|(want, table)| (&want.pool, table.as_ref())).collect();
-        let tables = self.tables.of(&pools);
-        for (want, table) in wants.iter().zip(tables) {
-            match self.put_frontend(want, table) {
-                Ok(()) => {}
-                Err(ApplyError::Write(full @ WriteError::Full { .. })) => {
-                    self.starved = true;
-                    let object = format!("Frontend/{}", self.desired.frontends[&want.key].object);
-                    let message = format!("{} is not as wanted: {full}", shown(&want.key));
-                    problems.insert(want.key, Problem { object, message });
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        let (held, seed) = (&*self.held, self.tables.seed());
+        let wants = threads::map(&tried, WORTH_A_THREAD, |(key, frontend, slots)| {
+            Want::new(held, seed, *key, frontend, *slots)
+        });
+        let wants: Vec<Want> = wants.into_iter().flatten().collect();
+        problems.append(&mut self.put_wanted(&wants)?);
         Ok(problems)
     }
 
-    /// What a frontend's services should hold; none where they do.
-    fn want(&self, key: FrontendKey, frontend: &DesiredFrontend, slots: u16) -> Option<Want> {
-        let known =
-            frontend.owners.iter().filter(|(owner, _)| self.held.backends.contains_key(owner));
-        let pool = Pool::new(known, slots, self.tables.seed());
-        let ids = self.ids(&pool.backends);
-        let ids = ids.iter().fold(Sip13::new(0, 0), |hash, id| hash.word(u64::from(*id))).finish();
-        let holding = (pool.digest, ids);
-        let held = self.held.frontends.get(&key);
-        let same = held.is_some_and(|held| {
-            held.holding == Some(holding) && held.record.flags == frontend.flags
-        });
-        (!same).then_some(Want { key, pool, holding })
+    /// Writes tables while the next ones are made.
+    fn put_wanted(&mut self, wants: &[Want]) -> Result<BTreeMap<FrontendKey, Problem>, ApplyError> {
+        let mut problems = BTreeMap::new();
+        let former = |want: &Want| self.held.frontends.get(&want.key)?.table.clone();
+        let former: Vec<_> = wants.iter().map(former).collect();
+        let missing = self.tables.missing(wants.iter().map(|want| &want.pool));
+        let jobs: Vec<_> = (wants.iter().zip(&former).zip(&missing))
+            .filter(|(_, missing)| **missing)
+            .map(|((want, former), _)| Job {
+                pool: &want.pool,
+                ids: &want.ids,
+                former: former.as_ref(),
+            })
+            .collect();
+        let seed = *self.tables.seed();
+        thread::scope(|scope| {
+            let mut making = Making::start(scope, &jobs, seed);
+            for (want, missing) in wants.iter().zip(&missing) {
+                let (table, slots) = match missing.then(|| making.next()).flatten() {
+                    Some(made) => {
+                        self.tables.share(want.pool.digest, &made.table);
+                        (made.table, Some(made.slots))
+                    }
+                    None => (self.tables.table(&want.pool), None),
+                };
+                match self.put_frontend(want, table, slots) {
+                    Ok(()) => {}
+                    Err(ApplyError::Write(full @ WriteError::Full { .. })) => {
+                        self.starved = true;
+                        let object =
+                            format!("Frontend/{}", self.desired.frontends[&want.key].object);
+                        let message = format!("{} is not as wanted: {full}", shown(&want.key));
+                        problems.insert(want.key, Problem { object, message });
+                    }
+                    Err(error) => return Err(error),
+                }
+                if self.freed.segments.len() >= RECYCLE {
+                    self.recycle();
+                }
+            }
+            Ok(problems)
+        })
     }
 
-    fn ids(&self, backends: &[lb_common::table::Backend]) -> Vec<u32> {
-        let id = |backend| self.held.backends.get(&address(backend)).map_or(0, |held| held.id.0);
-        backends.iter().map(id).collect()
-    }
-
-    fn put_frontend(&mut self, want: &Want, table: Arc<Table>) -> Result<(), ApplyError> {
+    /// `slots`: what stands in the table's slots, if that is known.
+    fn put_frontend(
+        &mut self,
+        want: &Want,
+        table: Arc<Table>,
+        slots: Option<Vec<u32>>,
+    ) -> Result<(), ApplyError> {
         let wanted = &self.desired.frontends[&want.key];
-        let first = self.segment(want, &table)?;
+        let first = self.segment(want, &table, slots)?;
         let record = Record {
             owners: first,
             slots: table.slots() as u32,
@@ -257,10 +276,11 @@ impl<S: Store> Work<'_, S> {
         former: Option<&HeldFrontend>,
         record: Record,
     ) -> Result<HeldFrontend, ApplyError> {
-        let no_number = former.is_none() && self.held.frontend_numbers.free() == 0;
-        if self.held.records.free() == 0 || no_number {
-            self.reclaim();
-        }
+        let full = |held: &Held| {
+            let no_number = former.is_none() && held.frontend_numbers.free() == 0;
+            held.records.free() == 0 || no_number
+        };
+        while full(self.held) && self.reclaim() {}
         let number = match former {
             Some(former) => former.number,
             None => match self.held.frontend_numbers.take() {
@@ -302,15 +322,19 @@ impl<S: Store> Work<'_, S> {
     }
 
     /// The segment that holds the wanted table: one that does, or a new one.
-    fn segment(&mut self, want: &Want, table: &Table) -> Result<u32, ApplyError> {
+    fn segment(
+        &mut self,
+        want: &Want,
+        table: &Table,
+        slots: Option<Vec<u32>>,
+    ) -> Result<u32, ApplyError> {
         if table.backends().is_empty() {
             return Ok(0);
         }
         if let Some(first) = self.held.by_holding.get(&want.holding) {
             return Ok(*first);
         }
-        let mut slots = vec![0; table.slots()];
-        table.owners(&mut slots, &self.ids(table.backends()));
+        let slots = slots.unwrap_or_else(|| slots_of(table, &want.pool, &want.ids));
         let blocks = blocks(slots.len() as u32);
         if let Some(first) = self.same_table(want.key, &slots) {
             let segment =
@@ -320,8 +344,7 @@ impl<S: Store> Work<'_, S> {
             return Ok(first);
         }
         let mut first = self.held.arena.take(blocks);
-        if first.is_none() {
-            self.reclaim();
+        while first.is_none() && self.reclaim() {
             first = self.held.arena.take(blocks);
         }
         let Some(first) = first else {

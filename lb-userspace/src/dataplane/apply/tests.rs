@@ -392,6 +392,34 @@ fn a_pool_changes_even_when_all_other_blocks_are_used() {
     }
 }
 
+/// So many tables that several threads make them, with room for few more than are in force.
+#[test]
+fn all_tables_change_at_once_with_little_room_to_spare() {
+    let limits =
+        Limits { frontends: 401, owner_blocks: 16 * 480, backends: 2048, vips: 401, ..LIMITS };
+    let mut data_plane = data_plane(Fake::new(&limits));
+    let names: Vec<_> = (0..400).map(|n| format!("192.0.{}.{}:80", n / 250, n % 250)).collect();
+    let pools: Vec<_> = (0..400).map(|n| [4 * n, 4 * n + 1, 4 * n + 2]).collect();
+    let site = |backends: usize| {
+        let pools = names.iter().zip(&pools);
+        plan(&pools.map(|(name, pool)| (name.as_str(), &pool[..backends])).collect::<Vec<_>>())
+    };
+    let full = site(3);
+    apply(&mut data_plane, &full);
+    let room = room(&data_plane);
+    let frontends: BTreeSet<_> = full.frontends.keys().copied().collect();
+    for backends in [2, 3, 1, 0, 3] {
+        let mut plan = site(backends);
+        plan.backends = full.backends.clone();
+        let scope =
+            Scope::Part { around: false, frontends: frontends.clone(), backends: BTreeSet::new() };
+        assert_eq!(data_plane.apply(&plan, &around(), &scope).unwrap(), []);
+        assert_eq!(forwarding(data_plane.store()), owners(&plan));
+        data_plane.settle();
+    }
+    assert_eq!(self::room(&data_plane), room, "nothing leaks");
+}
+
 #[test]
 fn slots_are_fixed_for_a_frontends_life() {
     let mut data_plane = data_plane(Fake::new(&LIMITS));

@@ -5,7 +5,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    iter,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     time::{Duration, Instant},
@@ -118,8 +117,8 @@ pub fn measure() -> Result<Filled> {
         ("a node dies that has a backend of each service", NODES - 1),
         ("the node comes back", NODES),
     ] {
-        large.members = members(alive);
-        steps.push(large.great_step(what)?);
+        let members = members(alive);
+        steps.push(large.great_step(what, members)?);
         large.data_plane.settle();
         large.verify()?;
     }
@@ -131,7 +130,7 @@ pub fn measure() -> Result<Filled> {
         for (site, splits) in [&mut large, &mut small].into_iter().zip(&mut splits) {
             for (wide, split) in [false, true].into_iter().zip(splits) {
                 site.flip(n, wide)?;
-                site.follow(split)?;
+                site.follow(split, None)?;
             }
         }
     }
@@ -233,13 +232,14 @@ impl Site {
         })
     }
 
-    /// One turn of the agent after verdicts changed, and nothing else.
-    fn follow(&mut self, split: &mut Split) -> Result<()> {
+    /// One turn of the agent after verdicts changed, or which nodes serve, and nothing else.
+    fn follow(&mut self, split: &mut Split, members: Option<Members>) -> Result<()> {
         self.turn(split, |site| {
             let mut plan = std::mem::take(&mut site.applied);
+            let former = members.map(|members| std::mem::replace(&mut site.members, members));
+            let nodes = former.iter().flat_map(|former| former.serving_differs(&site.members));
             let changed = site.verdicts.since(site.known);
-            let frontends =
-                plan::follow(&mut plan, &site.inputs(), &site.askers, changed, iter::empty());
+            let frontends = plan::follow(&mut plan, &site.inputs(), &site.askers, changed, nodes);
             site.applied = plan;
             Scope::Part { around: false, frontends, backends: BTreeSet::new() }
         })
@@ -264,9 +264,13 @@ impl Site {
         Inputs { intent: &self.intent, verdicts: &self.verdicts, members: &self.members }
     }
 
-    fn great_step(&mut self, what: &'static str) -> Result<Step> {
+    /// The first step, or one that a node's life makes.
+    fn great_step(&mut self, what: &'static str, members: Members) -> Result<Step> {
         let mut split = Split::default();
-        self.step(&mut split)?;
+        match self.applied.frontends.is_empty() {
+            true => self.step(&mut split)?,
+            false => self.follow(&mut split, Some(members))?,
+        }
         Ok(Step {
             what,
             services: self.services,

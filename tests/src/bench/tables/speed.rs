@@ -122,7 +122,7 @@ impl Times {
 }
 
 /// In microseconds; 0 % is the least.
-pub(super) fn percentile(times: &mut [Duration], percent: usize) -> f64 {
+pub(in crate::bench) fn percentile(times: &mut [Duration], percent: usize) -> f64 {
     times.sort_unstable();
     times[times.len() * percent / 100].as_secs_f64() * 1e6
 }
