@@ -1,13 +1,17 @@
 //! Work that falls apart into equal pieces, on all processors.
 
-use std::{num::NonZeroUsize, panic::resume_unwind, thread};
+use std::{num::NonZeroUsize, panic::resume_unwind, sync::LazyLock, thread};
 
 /// Most threads for one piece of work.
 const MAX_THREADS: usize = 8;
 
+/// Asked once: the answer takes longer than a small change of the maps.
+static PROCESSORS: LazyLock<usize> =
+    LazyLock::new(|| thread::available_parallelism().map_or(1, NonZeroUsize::get).min(MAX_THREADS));
+
 /// Processors that this process may use at once.
 pub fn processors() -> usize {
-    thread::available_parallelism().map_or(1, NonZeroUsize::get).min(MAX_THREADS)
+    *PROCESSORS
 }
 
 /// What `each` makes of all items, in their order; on several threads where there are `worth` items

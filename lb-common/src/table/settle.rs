@@ -23,17 +23,38 @@ pub(super) fn settle(columns: &Columns, first: &[u16], capacity: &[u32]) -> Vec<
     let mut round = Round {
         columns,
         capacity,
-        load: vec![0; capacity.len()],
+        load: loads(first, capacity.len()),
         owner: first.to_vec(),
         held: vec![Held::new(); capacity.len()],
         free: Vec::new(),
     };
     round.ask_first();
+    let mut asked = Vec::new();
     while let Some(slot) = round.free.pop() {
         round.ask_next(slot);
+        asked.push(slot);
     }
-    let moved = (0..).zip(&round.owner).zip(first).filter(|((_, owner), first)| owner != first);
-    moved.map(|((slot, &owner), _)| (slot, owner)).collect()
+    asked.sort_unstable();
+    asked.dedup();
+    let owners = asked.into_iter().map(|slot| (slot, round.owner[usize::from(slot)]));
+    owners.filter(|&(slot, owner)| owner != first[usize::from(slot)]).collect()
+}
+
+/// How many slots each backend has. Counts in four places at once: neighbours often have one owner, and
+/// what was written just now is slow to read.
+fn loads(owner: &[u16], backends: usize) -> Vec<u32> {
+    const LANES: usize = 4;
+    let mut counts = vec![[0u32; LANES]; backends];
+    let (whole, rest) = owner.as_chunks::<LANES>();
+    for chunk in whole {
+        for lane in 0..LANES {
+            counts[usize::from(chunk[lane])][lane] += 1;
+        }
+    }
+    for &index in rest {
+        counts[usize::from(index)][0] += 1;
+    }
+    counts.iter().map(|lanes| lanes.iter().sum()).collect()
 }
 
 struct Round<'a> {
@@ -50,13 +71,12 @@ struct Round<'a> {
 impl Round<'_> {
     /// All slots ask their first choice at once.
     fn ask_first(&mut self) {
-        for &index in &self.owner {
-            self.load[usize::from(index)] += 1;
-        }
+        let full: Vec<bool> =
+            self.load.iter().zip(self.capacity).map(|(load, capacity)| load > capacity).collect();
         let mut asking = vec![Vec::new(); self.load.len()];
         for (slot, &index) in (0..).zip(&self.owner) {
             let i = usize::from(index);
-            if self.load[i] > self.capacity[i] {
+            if full[i] {
                 asking[i].push(slot);
             }
         }

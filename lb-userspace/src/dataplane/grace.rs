@@ -91,10 +91,9 @@ impl Grace {
         if self.waiting == 0 {
             return None;
         }
-        let first = self.ready.recv_timeout(MOST).ok()?;
+        let mut all = self.ready.recv_timeout(MOST).ok()?;
         self.waiting -= 1;
-        let mut all = self.ready();
-        all.append(first);
+        all.append(self.ready());
         Some(all)
     }
 

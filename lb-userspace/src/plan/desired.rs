@@ -121,26 +121,39 @@ pub fn follow<'a>(
     targets: impl Iterator<Item = &'a Target>,
     nodes: impl Iterator<Item = &'a str>,
 ) -> BTreeSet<FrontendKey> {
-    let of_targets = targets.filter_map(|target| askers.by_target.get(target)).flatten();
-    let of_nodes = nodes.filter_map(|node| askers.by_node.get(node)).flatten();
+    let (targets, nodes): (BTreeSet<_>, BTreeSet<_>) = (targets.collect(), nodes.collect());
+    let of_targets = targets.iter().filter_map(|target| askers.by_target.get(*target)).flatten();
+    let of_nodes = nodes.iter().filter_map(|node| askers.by_node.get(*node)).flatten();
     let objects: BTreeSet<&Arc<str>> = of_targets.chain(of_nodes).collect();
     let objects = objects.into_iter().filter_map(|name| inputs.intent.frontends.get(&**name));
     let objects: Vec<&FrontendObject> = objects.collect();
-    let (frontends, backends) = (&plan.frontends, &plan.backends);
+    let concerned = |object: &FrontendObject, port: &FrontendPort, member: &Member<'_>| {
+        let asked = || target(object, port, member.endpoint);
+        nodes.contains(member.node)
+            || !targets.is_empty() && asked().is_some_and(|asked| targets.contains(&asked))
+    };
+    let backends = &plan.backends;
     let found = threads::map(&objects, WORTH_A_THREAD, |object| {
-        let changed = frontends_of(object).filter_map(|(address, port)| {
+        let changes = frontends_of(object).map(|(address, port)| {
             let key = FrontendKey { address, port: port.port, protocol: port.protocol };
-            let frontend = frontends.get(&key).filter(|it| it.object == object.name)?;
-            let owners = owners(backends, inputs, object, address, port);
-            (frontend.owners != owners).then_some((key, owners))
+            let mut members = inputs.intent.members(object, address, port);
+            let of_these = members.iter().filter(|member| concerned(object, port, member));
+            let endpoints: Vec<_> = of_these.map(|member| member.endpoint).collect();
+            members.retain(|member| endpoints.contains(&member.endpoint));
+            (key, endpoints, owners(backends, inputs, object, port, &members))
         });
-        changed.collect::<Vec<_>>()
+        changes.collect::<Vec<_>>()
     });
     let mut moved = BTreeSet::new();
-    for (key, owners) in found.into_iter().flatten() {
-        if let Some(frontend) = plan.frontends.get_mut(&key) {
-            frontend.owners = owners;
-            moved.insert(key);
+    for (object, changes) in objects.iter().zip(found) {
+        for (key, endpoints, now) in changes {
+            let frontend = plan.frontends.get_mut(&key).filter(|it| it.object == object.name);
+            let Some(DesiredFrontend { owners, .. }) = frontend else { continue };
+            if endpoints.iter().any(|endpoint| owners.get(endpoint) != now.get(endpoint)) {
+                owners.retain(|endpoint, _| !endpoints.contains(endpoint));
+                owners.extend(now);
+                moved.insert(key);
+            }
         }
     }
     moved
@@ -249,8 +262,9 @@ fn add_object(plan: &mut Desired, inputs: &Inputs<'_>, object: &FrontendObject) 
             continue;
         }
         let mut weighted = 0;
-        for member in inputs.intent.members(object, address, port) {
-            match add_backend(&mut plan.backends, inputs, &member, port.protocol) {
+        let members = inputs.intent.members(object, address, port);
+        for member in &members {
+            match add_backend(&mut plan.backends, inputs, member, port.protocol) {
                 Ok(()) => weighted += usize::from(member.weight > 0),
                 Err(message) => problem(message),
             }
@@ -263,7 +277,7 @@ fn add_object(plan: &mut Desired, inputs: &Inputs<'_>, object: &FrontendObject) 
                  any: raise spec.slots of a new frontend, or defaultSlots before it is made"
             ));
         }
-        let owners = owners(&plan.backends, inputs, object, address, port);
+        let owners = owners(&plan.backends, inputs, object, port, &members);
         let object_name = object.name.clone();
         plan.frontends.insert(key, DesiredFrontend { object: object_name, slots, owners, flags });
         add_vip(&mut plan.vips, inputs, address, object.echo);
@@ -286,18 +300,18 @@ fn host_of(intent: &Intent, address: IpAddr) -> Option<&Node> {
     intent.nodes.values().find(|node| node.addresses.contains(&address))
 }
 
-/// The members of a frontend's pool that may own slots, of those that are backends of the plan.
+/// Those of these members of a frontend's pool that may own slots and are backends of the plan.
 fn owners(
     backends: &BTreeMap<SocketAddr, DesiredBackend>,
     inputs: &Inputs<'_>,
     object: &FrontendObject,
-    address: IpAddr,
     port: &FrontendPort,
+    members: &[Member<'_>],
 ) -> BTreeMap<SocketAddr, u16> {
-    let members = inputs.intent.members(object, address, port).into_iter();
     let planned =
         |it: &Member<'_>| backends.get(&it.endpoint).is_some_and(|found| found.node == it.node);
     members
+        .iter()
         .filter(|member| planned(member) && may_own(inputs, object, port, member))
         .map(|member| (member.endpoint, member.weight))
         .collect()

@@ -112,22 +112,13 @@ impl Tables {
 #[derive(Clone, Copy, Debug)]
 pub struct Job<'a> {
     pub pool: &'a Pool,
-    /// Of the pool's backends, in their order: what stands in slots.
-    pub ids: &'a [u32],
     /// The frontend's table up to now, from which it is made where the number of slots is the same.
     pub former: Option<&'a Arc<Table>>,
 }
 
-/// A table, and what stands in its slots.
-#[derive(Debug)]
-pub struct Made {
-    pub table: Arc<Table>,
-    pub slots: Vec<u32>,
-}
-
 impl Job<'_> {
-    fn make(&self, seed: &Seed) -> Made {
-        let Self { pool, former, .. } = self;
+    fn make(&self, seed: &Seed) -> Arc<Table> {
+        let Self { pool, former } = self;
         let former = former.filter(|former| former.slots() == usize::from(pool.slots));
         let table = match former {
             Some(former) => {
@@ -137,29 +128,29 @@ impl Job<'_> {
             }
             None => Table::build(&pool.backends, pool.slots, seed),
         };
-        let slots = slots(&table, pool, self.ids);
-        Made { table: Arc::new(table), slots }
+        Arc::new(table)
     }
 }
 
-/// What stands in the slots of a pool's table; empty for one without backends.
-pub fn slots(table: &Table, pool: &Pool, ids: &[u32]) -> Vec<u32> {
+/// Writes what stands in the slots of a pool's table; `ids` are those of the pool's backends, in their
+/// order. Nothing for a table without backends.
+pub fn fill(slots: &mut Vec<u32>, table: &Table, pool: &Pool, ids: &[u32]) {
+    slots.clear();
     if table.backends().is_empty() {
-        return Vec::new();
+        return;
     }
     let known: BTreeMap<&Backend, u32> = pool.backends.iter().zip(ids.iter().copied()).collect();
     let id = |backend| known.get(backend).copied().unwrap_or_default();
     let ids: Vec<u32> = table.backends().iter().map(id).collect();
-    let mut slots = vec![0; table.slots()];
-    table.owners(&mut slots, &ids);
-    slots
+    slots.resize(table.slots(), 0);
+    table.owners(slots, &ids);
 }
 
 /// Tables as they become ready, in the order of their jobs. Others are made meanwhile, on threads that
 /// end with the last one, or when this is dropped.
 pub enum Making<'a> {
     Here { jobs: slice::Iter<'a, Job<'a>>, seed: Seed },
-    There { threads: Vec<Receiver<Vec<Made>>>, turn: usize, ready: vec::IntoIter<Made> },
+    There { threads: Vec<Receiver<Vec<Arc<Table>>>>, turn: usize, ready: vec::IntoIter<Arc<Table>> },
 }
 
 impl<'a> Making<'a> {
@@ -186,7 +177,11 @@ impl<'a> Making<'a> {
     }
 }
 
-fn make<'a>(batches: impl Iterator<Item = &'a [Job<'a>]>, seed: &Seed, to: &SyncSender<Vec<Made>>) {
+fn make<'a>(
+    batches: impl Iterator<Item = &'a [Job<'a>]>,
+    seed: &Seed,
+    to: &SyncSender<Vec<Arc<Table>>>,
+) {
     for batch in batches {
         // Nobody waits any more after an error.
         if to.send(batch.iter().map(|job| job.make(seed)).collect()).is_err() {
@@ -196,14 +191,14 @@ fn make<'a>(batches: impl Iterator<Item = &'a [Job<'a>]>, seed: &Seed, to: &Sync
 }
 
 impl Iterator for Making<'_> {
-    type Item = Made;
+    type Item = Arc<Table>;
 
-    fn next(&mut self) -> Option<Made> {
+    fn next(&mut self) -> Option<Arc<Table>> {
         match self {
             Self::Here { jobs, seed } => jobs.next().map(|job| job.make(seed)),
             Self::There { threads, turn, ready } => {
-                if let Some(made) = ready.next() {
-                    return Some(made);
+                if let Some(table) = ready.next() {
+                    return Some(table);
                 }
                 *ready = threads[*turn].recv().ok()?.into_iter();
                 *turn = (*turn + 1) % threads.len();
@@ -229,23 +224,24 @@ mod tests {
         let ids: Vec<u32> = (1..100).collect();
         let jobs: Vec<_> = (pools.iter().zip(&missing))
             .filter(|(_, missing)| **missing)
-            .map(|(pool, _)| Job { pool, ids: &ids[..pool.backends.len()], former })
+            .map(|(pool, _)| Job { pool, former })
             .collect();
-        let seed = *of.seed();
+        let (seed, mut slots) = (*of.seed(), Vec::new());
         std::thread::scope(|scope| {
             let mut making = Making::start(scope, &jobs, seed);
             let table = |(pool, missing): (&Pool, &bool)| {
                 if !missing {
                     return of.table(pool);
                 }
-                let made = making.next().unwrap();
-                let wanted = |slot: &u32| pool.backends[*slot as usize - 1];
-                for (slot, id) in (0..).zip(&made.slots) {
-                    let owner = made.table.owner(slot).unwrap();
-                    assert_eq!(made.table.backends()[usize::from(owner)], wanted(id));
+                let table = making.next().unwrap();
+                fill(&mut slots, &table, pool, &ids[..pool.backends.len()]);
+                for (slot, id) in (0..).zip(&slots) {
+                    let owner = table.owner(slot).unwrap();
+                    let wanted = pool.backends[*id as usize - 1];
+                    assert_eq!(table.backends()[usize::from(owner)], wanted);
                 }
-                of.share(pool.digest, &made.table);
-                made.table
+                of.share(pool.digest, &table);
+                table
             };
             pools.iter().zip(&missing).map(table).collect()
         })
@@ -283,10 +279,10 @@ mod tests {
     fn threads_that_nobody_waits_for_end() {
         let pools: Vec<Pool> =
             (0..2000).map(|n| pool(&[&format!("10.0.{}.{}:80", n / 250, n % 250)])).collect();
-        let jobs: Vec<_> = pools.iter().map(|pool| Job { pool, ids: &[1], former: None }).collect();
+        let jobs: Vec<_> = pools.iter().map(|pool| Job { pool, former: None }).collect();
         std::thread::scope(|scope| {
             let mut making = Making::start(scope, &jobs, [7; 16]);
-            assert_eq!(making.next().map(|made| made.slots), Some(vec![1; 251]));
+            assert_eq!(making.next().map(|table| table.slots()), Some(251));
         });
     }
 

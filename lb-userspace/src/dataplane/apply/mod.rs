@@ -165,6 +165,7 @@ impl<S: Store> DataPlane<S> {
             around,
             problems: Vec::new(),
             starved: false,
+            slots: Vec::new(),
         };
         let mut result = work.run(scope, &mut self.problems);
         if result.is_ok() && work.starved && work.reclaim() {
@@ -239,6 +240,8 @@ struct Work<'a, S> {
     problems: Vec<Problem>,
     /// Some map was full.
     starved: bool,
+    /// Room for the slots of one table.
+    slots: Vec<u32>,
 }
 
 impl<S: Store> Work<'_, S> {

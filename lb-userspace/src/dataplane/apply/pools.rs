@@ -28,7 +28,7 @@ use crate::{
     plan::{
         DesiredBackend,
         desired::FrontendKey,
-        owners::{Job, Making, slots as slots_of},
+        owners::{Job, Making, fill},
     },
     threads,
 };
@@ -193,24 +193,20 @@ impl<S: Store> Work<'_, S> {
         let missing = self.tables.missing(wants.iter().map(|want| &want.pool));
         let jobs: Vec<_> = (wants.iter().zip(&former).zip(&missing))
             .filter(|(_, missing)| **missing)
-            .map(|((want, former), _)| Job {
-                pool: &want.pool,
-                ids: &want.ids,
-                former: former.as_ref(),
-            })
+            .map(|((want, former), _)| Job { pool: &want.pool, former: former.as_ref() })
             .collect();
         let seed = *self.tables.seed();
         thread::scope(|scope| {
             let mut making = Making::start(scope, &jobs, seed);
             for (want, missing) in wants.iter().zip(&missing) {
-                let (table, slots) = match missing.then(|| making.next()).flatten() {
-                    Some(made) => {
-                        self.tables.share(want.pool.digest, &made.table);
-                        (made.table, Some(made.slots))
+                let table = match missing.then(|| making.next()).flatten() {
+                    Some(table) => {
+                        self.tables.share(want.pool.digest, &table);
+                        table
                     }
-                    None => (self.tables.table(&want.pool), None),
+                    None => self.tables.table(&want.pool),
                 };
-                match self.put_frontend(want, table, slots) {
+                match self.put_frontend(want, table) {
                     Ok(()) => {}
                     Err(ApplyError::Write(full @ WriteError::Full { .. })) => {
                         self.starved = true;
@@ -229,15 +225,9 @@ impl<S: Store> Work<'_, S> {
         })
     }
 
-    /// `slots`: what stands in the table's slots, if that is known.
-    fn put_frontend(
-        &mut self,
-        want: &Want,
-        table: Arc<Table>,
-        slots: Option<Vec<u32>>,
-    ) -> Result<(), ApplyError> {
+    fn put_frontend(&mut self, want: &Want, table: Arc<Table>) -> Result<(), ApplyError> {
         let wanted = &self.desired.frontends[&want.key];
-        let first = self.segment(want, &table, slots)?;
+        let first = self.segment(want, &table)?;
         let record = Record {
             owners: first,
             slots: table.slots() as u32,
@@ -322,21 +312,24 @@ impl<S: Store> Work<'_, S> {
     }
 
     /// The segment that holds the wanted table: one that does, or a new one.
-    fn segment(
-        &mut self,
-        want: &Want,
-        table: &Table,
-        slots: Option<Vec<u32>>,
-    ) -> Result<u32, ApplyError> {
+    fn segment(&mut self, want: &Want, table: &Table) -> Result<u32, ApplyError> {
         if table.backends().is_empty() {
             return Ok(0);
         }
         if let Some(first) = self.held.by_holding.get(&want.holding) {
             return Ok(*first);
         }
-        let slots = slots.unwrap_or_else(|| slots_of(table, &want.pool, &want.ids));
+        let mut slots = std::mem::take(&mut self.slots);
+        fill(&mut slots, table, &want.pool, &want.ids);
+        let first = self.place(want, &slots);
+        self.slots = slots;
+        first
+    }
+
+    /// Where these slots stand: where they did by what was read back, or in new blocks.
+    fn place(&mut self, want: &Want, slots: &[u32]) -> Result<u32, ApplyError> {
         let blocks = blocks(slots.len() as u32);
-        if let Some(first) = self.same_table(want.key, &slots) {
+        if let Some(first) = self.same_table(want.key, slots) {
             let segment =
                 Segment { holding: Some(want.holding), ..self.held.segments[&first].clone() };
             self.held.segments.insert(first, segment);
@@ -353,7 +346,7 @@ impl<S: Store> Work<'_, S> {
                 .full(map::OWNERS, (used + self.held.arena.free() + 1) as usize)
                 .into());
         };
-        self.store.write(Step::Slots(first, &slots))?;
+        self.store.write(Step::Slots(first, slots))?;
         let segment = Segment { blocks, users: 0, holding: Some(want.holding) };
         self.held.segments.insert(first, segment);
         self.held.by_holding.insert(want.holding, first);

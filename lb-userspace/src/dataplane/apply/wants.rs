@@ -3,11 +3,7 @@
 use lb_common::{siphash::Sip13, table::Seed};
 
 use super::held::{Held, Holding};
-use crate::plan::{
-    DesiredFrontend,
-    desired::FrontendKey,
-    owners::{Pool, address},
-};
+use crate::plan::{DesiredFrontend, desired::FrontendKey, owners::Pool};
 
 /// A frontend whose services have to change.
 pub struct Want {
@@ -27,10 +23,10 @@ impl Want {
         wanted: &DesiredFrontend,
         slots: u16,
     ) -> Option<Self> {
-        let known = wanted.owners.iter().filter(|(owner, _)| held.backends.contains_key(owner));
-        let pool = Pool::new(known, slots, seed);
-        let id = |backend| held.backends.get(&address(backend)).map_or(0, |held| held.id.0);
-        let ids: Vec<u32> = pool.backends.iter().map(id).collect();
+        let known = |(owner, weight)| Some((owner, weight, held.backends.get(owner)?.id.0));
+        let known: Vec<_> = wanted.owners.iter().filter_map(known).collect();
+        let pool = Pool::new(known.iter().map(|(owner, weight, _)| (*owner, *weight)), slots, seed);
+        let ids: Vec<u32> = known.iter().filter(|it| *it.1 > 0).map(|it| it.2).collect();
         let hash = ids.iter().fold(Sip13::new(0, 0), |hash, id| hash.word(u64::from(*id)));
         let holding = (pool.digest, hash.finish());
         let same = held

@@ -248,6 +248,11 @@ proptest! {
     ) {
         let (mut intent, mut members) = (intent(), members(&all()));
         intent.frontends.get_mut("dns").unwrap().local_only = true;
+        // Named twice, once by mistake as on another node.
+        if let Pool::Members(members) = &mut intent.frontends.get_mut("apps").unwrap().pool {
+            let again = |weight, node: &str| PoolMember { weight, node: node.into(), ..members[0].clone() };
+            members.extend([again(0, "worker-1"), again(7, "worker-1"), again(3, "worker-2")]);
+        }
         let (askers, mut verdicts) = (askers(&intent), Verdicts::new());
         let mut followed = desired(&Inputs { intent: &intent, verdicts: &verdicts, members: &members });
         for (n, health, serves) in turns {
