@@ -39,7 +39,7 @@ enum Task {
         #[arg(long, value_name = "LAYER")]
         only: Vec<suite::Layer>,
     },
-    /// Measure: `packet`, `tables`, `failover`, `gossip` or `membership`
+    /// Measure: `packet`, `tables`, `health`, `failover`, `gossip` or `membership`
     Bench(Run),
     /// Build the weir binary with the BPF object in it
     Build {

@@ -50,7 +50,7 @@ const WORDS: usize = 1000;
 const SEED: [u8; 16] = [1; 16];
 /// Shares of one processor, and bytes a target.
 const PROCESSOR: f64 = 1.0;
-const BYTES: f64 = 8192.0;
+const BYTES: f64 = 4096.0;
 /// Microseconds from a word to the verdicts that hold it.
 const WORD_US: f64 = 200.0;
 
