@@ -276,8 +276,10 @@ fn is_ready(status: &Value, nodes: usize) -> bool {
     let list = |name: &str| status[name].as_array().map(Vec::as_slice).unwrap_or_default();
     status["agent"]["alive"] == true
         && list("attachments").len() == 2
-        && list("peers").len() == nodes - 1
-        && list("peers").iter().all(|peer| peer["alive"] == true)
+        && list("members").len() == nodes
+        && list("members").iter().all(|member| {
+            member["life"] == "alive" && member["heard"] == true && member["serves"] == true
+        })
         && list("targets").iter().all(|target| target["health"] != "unknown")
         && list("problems").is_empty()
 }

@@ -1,14 +1,18 @@
-//! What announcing needs of a real link: a gateway that is asked, and other hosts that claim a VIP. Needs
-//! root.
+//! What announcing needs of a real link: a gateway that is asked, other hosts that claim a VIP, agents that
+//! hang. Needs root and `WEIR_BIN`.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use lb_tests::lab::{Host, Lab, Node, UPLINK, default_route};
+use lb_tests::{
+    fleet::{Fleet, SOON, frontend, members},
+    lab::{Host, Lab, Node, UPLINK, default_route, eventually},
+};
+use nix::sys::signal::Signal;
 use tokio::{
     runtime::{Builder, Runtime},
     sync::{mpsc, oneshot, watch},
@@ -181,5 +185,88 @@ fn a_member_that_hands_over_is_no_conflict() {
         // Long enough for the answer to come; it says the same as the frames above.
         sleep(Duration::from_millis(200)).await;
         assert!(seen.borrow().is_empty(), "{:?}", seen.borrow());
+    });
+}
+
+/// A fleet of two nodes, a VIP of each family that the first one announces, and all VIPs.
+const VIPS: u8 = 6;
+
+fn fleet(lab: &Lab) -> Fleet<'_> {
+    let pool = members(lab.nodes().iter().map(|node| (&node.pods()[0], &**node)));
+    let vips: Vec<_> = (0..VIPS).flat_map(Lab::vips).collect();
+    Fleet::start(lab, &frontend("web", &vips, &["80"], &pool, "")).unwrap()
+}
+
+/// MACs that answer a question for an address within a moment, as a host hears them; announcements of
+/// these moments too.
+fn answers(host: &Host, vip: IpAddr) -> BTreeSet<[u8; 6]> {
+    let seen = host.capture(UPLINK).unwrap();
+    let asks =
+        announce::frames::question(vip, host.addresses()[usize::from(vip.is_ipv6())], mac(host));
+    let uplink = host.index(UPLINK).unwrap();
+    host.run(|| {
+        let sender = announce::socket::Sender::open().unwrap();
+        sender.send(uplink, &asks.unwrap()).unwrap();
+    });
+    std::thread::sleep(Duration::from_millis(200));
+    let claims = seen.frames().into_iter();
+    let claims = claims.filter_map(|frame| announce::frames::Claim::read(&frame.bytes));
+    claims.filter(|claim| claim.address == vip).map(|claim| claim.mac).collect()
+}
+
+#[test]
+fn vips_of_an_agent_that_hangs_move_and_its_data_plane_gives_way() {
+    let lab = Lab::builder().nodes(3, 1).client("client").build().unwrap();
+    let fleet = fleet(&lab);
+    let (hung, router) = (&lab.nodes()[0], lab.router());
+    let vips = router.addresses().map(|like| fleet.vip_of(hung, like, VIPS));
+    for vip in vips {
+        assert_eq!(answers(router, vip), [mac(hung)].into(), "{vip}");
+    }
+    let agent = fleet.agent(hung);
+    agent.signal(Signal::SIGSTOP).unwrap();
+    let start = Instant::now();
+    for vip in vips {
+        eventually("another one announces", SOON, || {
+            lab.nodes()[1..].iter().any(|node| fleet.announces(node, vip))
+        });
+        assert!(start.elapsed() > Duration::from_secs(4), "{:?}", start.elapsed());
+        eventually("the former announcer gives way", SOON, || !fleet.announces(hung, vip));
+        let new = lab.nodes()[1..].iter().find(|node| fleet.announces(node, vip)).unwrap();
+        assert_eq!(answers(router, vip), [mac(new)].into(), "{vip}");
+    }
+    assert!(fleet.count(hung, "yield_taken") > 0);
+
+    agent.signal(Signal::SIGCONT).unwrap();
+    eventually("they return, and nobody else has them", 2 * SOON, || {
+        vips.iter().all(|vip| {
+            let others = lab.nodes()[1..].iter().filter(|node| fleet.announces(node, *vip));
+            fleet.announces(hung, *vip) && others.count() == 0
+        })
+    });
+    for vip in vips {
+        assert_eq!(answers(router, vip), [mac(hung)].into(), "{vip}");
+    }
+}
+
+#[test]
+fn a_foreign_host_with_our_vip_is_a_problem_in_status() {
+    let lab = Lab::builder().nodes(2, 1).client("client").build().unwrap();
+    let fleet = fleet(&lab);
+    let (node, router) = (&lab.nodes()[0], lab.router());
+    let vip = fleet.vip_of(node, router.v4(), VIPS);
+    router.add_address(UPLINK, (vip, 24)).unwrap();
+    let claim = announce::frames::announcement(vip, mac(router));
+    let uplink = router.index(UPLINK).unwrap();
+    router.run(|| announce::socket::Sender::open().unwrap().send(uplink, &claim).unwrap());
+    let [a, b, c, d, e, f] = mac(router);
+    let shown = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+    eventually("the conflict is in the status", SOON, || {
+        let status = fleet.ask(node, &["status"]).unwrap_or_default();
+        let problems = status["problems"].as_array().cloned().unwrap_or_default();
+        problems.iter().any(|problem| {
+            problem["object"] == format!("VIP/{vip}")
+                && problem["message"].as_str().is_some_and(|message| message.contains(&shown))
+        })
     });
 }

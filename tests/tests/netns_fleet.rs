@@ -346,7 +346,9 @@ fn a_bad_configuration_changes_nothing_and_a_good_one_applies_live() {
     });
     assert_eq!(failures, []);
     let without_error = |status: &Value| status["agent"]["config_error"].is_null();
-    assert!(nodes.iter().all(|node| status_holds(&fleet, node, without_error)));
+    eventually("the error is forgotten", SOON, || {
+        nodes.iter().all(|node| status_holds(&fleet, node, without_error))
+    });
 
     // A frontend that goes takes only itself along.
     let moved = more.replace("port: 8080", "port: 8081");

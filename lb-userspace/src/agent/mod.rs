@@ -43,7 +43,8 @@ use crate::{
         load::{self, Loaded},
         maps::Maps,
     },
-    health, membership,
+    health,
+    membership::{self, Change, drain::Keeper},
     model::{AgentSettings, Intent},
     netlink,
     sources::file::FileSource,
@@ -64,6 +65,12 @@ const REJOIN_WAIT: Duration = Duration::from_secs(1);
 
 /// Longest wait for the first list of interfaces.
 const INTERFACES_WAIT: Duration = Duration::from_secs(5);
+
+/// Longest time for others to take this node's VIPs when the agent is asked to end.
+const HANDOVER: Duration = Duration::from_secs(3);
+
+/// For the last words to leave.
+const FAREWELL: Duration = Duration::from_millis(20);
 
 /// A killed agent holds its lock until the kernel has taken it apart.
 const LOCK_WAIT: Duration = Duration::from_secs(1);
@@ -171,6 +178,7 @@ impl EndSignals {
 struct Agent {
     state: State,
     inlets: Inlets,
+    orders: Orders,
     /// What runs beside the loop; none of them ends before the agent.
     tasks: JoinSet<anyhow::Result<()>>,
     heartbeat: heartbeat::Heartbeat,
@@ -192,14 +200,16 @@ impl Agent {
         tracing::info!(node = agent.node, pin_dir = %agent.pin_dir.display(), "agent started");
 
         let mut tasks = JoinSet::new();
-        let (inlets, outlets) = wire(&mut tasks, source, agent);
+        let keeper = Keeper::open(&agent.state_dir)
+            .with_context(|| format!("read drains in {}", agent.state_dir.display()))?;
+        let (inlets, outlets, orders) = wire(&mut tasks, source, agent, &keeper)?;
         let about = report::About {
             config: absolute(&args.config),
             started: SystemTime::now(),
             state_dir: agent.state_dir.clone(),
         };
-        let state = State::new(data_plane, loaded, outlets, about);
-        Ok(Self { state, inlets, tasks, heartbeat, _lock: lock })
+        let state = State::new(data_plane, loaded, outlets, keeper, about);
+        Ok(Self { state, inlets, orders, tasks, heartbeat, _lock: lock })
     }
 
     /// First state of the maps, programs on devices, then the loop.
@@ -219,13 +229,32 @@ impl Agent {
         self.state.report(&self.inlets);
 
         let mut tick = Instant::now() + TICK;
-        loop {
+        let mut leave_by: Option<Instant> = None;
+        while leave_by.is_none_or(|by| Instant::now() < by && !self.state.may_go(&self.inlets)) {
             self.heartbeat.turn();
             let retry = Instant::now() + RETRY;
+            let deadline = self.state.next_deadline();
             tokio::select! {
-                () = end.asked() => break,
+                () = end.asked() => {
+                    if leave_by.is_some() {
+                        break;
+                    }
+                    tracing::info!("agent hands over and ends");
+                    leave_by = Some(Instant::now() + HANDOVER);
+                    self.state.leave();
+                    continue;
+                }
                 () = self.inlets.changed() => sleep(COALESCE).await,
                 () = sleep_until(retry.into()), if !healthy => {}
+                () = sleep_until(deadline.unwrap_or(retry).into()), if deadline.is_some() => {}
+                Some(asked) = self.orders.asked.recv() => {
+                    self.state.obey(asked, &self.inlets);
+                    continue;
+                }
+                Some(changes) = self.orders.heard.recv() => {
+                    self.state.hear_orders(&changes);
+                    continue;
+                }
                 () = sleep_until(tick.into()) => {
                     tick = Instant::now() + TICK;
                     self.state.look_at_attachments(&self.inlets).await;
@@ -240,6 +269,9 @@ impl Agent {
             healthy = self.state.step(&mut self.inlets);
             self.state.report_soon(&self.inlets);
         }
+        self.state.report(&self.inlets);
+        self.state.go();
+        sleep(FAREWELL).await;
         tracing::info!("agent ends; maps, programs and links stay");
         Ok(())
     }
@@ -265,57 +297,85 @@ fn life() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
+/// Orders of administrators, given to this agent or to others.
+struct Orders {
+    asked: mpsc::Receiver<control::Asked>,
+    heard: mpsc::UnboundedReceiver<Vec<Change>>,
+}
+
 /// Starts everything that runs beside the loop and connects it.
 fn wire(
     tasks: &mut JoinSet<anyhow::Result<()>>,
     source: FileSource,
     agent: &AgentSettings,
-) -> (Inlets, state::Outlets) {
+    keeper: &Keeper,
+) -> anyhow::Result<(Inlets, state::Outlets, Orders)> {
     let nodes = watch::Sender::new(state::addresses(&source.intent().borrow()));
     let targets = watch::Sender::new(crate::plan::targets(&source.intent().borrow()));
+    let keys = watch::Sender::new(agent.gossip.keys.clone());
+    let own = watch::Sender::new(Arc::default());
     let announced = watch::Sender::new(Arc::new(BTreeMap::<IpAddr, announce::Uplink>::new()));
     let (hops, hops_in) = watch::channel(Arc::default());
     let (interfaces, interfaces_in) = watch::channel(Arc::default());
-    let (alive, alive_in) = watch::channel(Arc::default());
-    let (peers, peers_in) = watch::channel(Arc::default());
+    let (members, members_in) = watch::channel(Arc::default());
+    let (membership_report, membership_in) = watch::channel(Arc::default());
+    let (conflicts, conflicts_in) = watch::channel(Arc::default());
     let (verdicts, verdicts_in) = watch::channel(Arc::default());
+    let (publish, published) = mpsc::unbounded_channel();
+    let (words, words_in) = mpsc::unbounded_channel();
+    let (drains, drains_in) = mpsc::unbounded_channel();
+    let (questions, questions_in) = mpsc::channel(1);
+    let (asked, asked_in) = mpsc::channel(control::MAX_WAITING);
+    for (key, value) in keeper.publications() {
+        // The receiver is above.
+        let _ = publish.send((key, Some(value)));
+    }
     let inlets = Inlets {
         intent: source.intent(),
         source: source.status(),
         hops: hops_in,
-        interfaces: interfaces_in,
-        alive: alive_in,
-        peers: peers_in,
+        interfaces: interfaces_in.clone(),
+        members: members_in.clone(),
+        membership: membership_in,
+        conflicts: conflicts_in,
         verdicts: verdicts_in,
     };
-    let settings = membership::Settings {
-        node: agent.node.clone(),
-        tunnel_port: agent.tunnel_port,
-        rules: membership::Rules {
-            interval: agent.peer_interval,
-            fall: agent.peer_fall,
-            rise: agent.peer_rise,
-            vni: agent.vni,
-            seed_tag: Keys::of(&agent.seed).tag,
-        },
+    let outlets = state::Outlets {
+        nodes: nodes.clone(),
+        targets: targets.clone(),
+        keys: keys.clone(),
+        own: own.clone(),
+        announced: announced.clone(),
+        publish: publish.clone(),
     };
+    let seed_tag = Keys::of(&agent.seed).tag;
+
     let (node, followed) = (agent.node.clone(), nodes.subscribe());
     tasks.spawn(async move {
         netlink::run(node, followed, hops, interfaces).await.context("follow routes and neighbours")
     });
-    let followed = nodes.subscribe();
+    let channels = membership::Channels {
+        nodes: nodes.subscribe(),
+        own: own.subscribe(),
+        keys: keys.subscribe(),
+        publish: published,
+        gateway: questions,
+        members,
+        report: membership_report,
+        verdicts: words,
+        drains,
+    };
+    let ended = membership::start(membership_settings(agent, seed_tag), life(), channels)
+        .context("start membership")?;
     tasks.spawn(async move {
-        membership::run(settings, followed, alive, peers).await;
+        ended.await;
         Ok(())
     });
-    let members = watch::Sender::new(Arc::default());
     let settings = health::Settings { node: agent.node.clone(), seed: agent.seed, run: life() };
-    // Agents do not hear each other yet.
-    let (words, publish) = (mpsc::channel(1).1, mpsc::unbounded_channel().0);
     let channels = health::Channels {
         targets: targets.subscribe(),
-        members: members.subscribe(),
-        words,
+        members: members_in.clone(),
+        words: words_in,
         publish,
         verdicts,
     };
@@ -325,9 +385,55 @@ fn wire(
     });
     let followed = announced.subscribe();
     tasks.spawn(async move { announce::run(followed).await.context("announce VIPs") });
+    let yields = announce::yields::Settings {
+        node: agent.node.clone(),
+        tunnel_port: agent.tunnel_port,
+        vni: agent.vni,
+        seed_tag,
+    };
+    let (followed, known) = (announced.subscribe(), members_in.clone());
+    let addresses = nodes.subscribe();
+    tasks.spawn(async move {
+        announce::yields::run(yields, addresses, followed, known).await;
+        Ok(())
+    });
+    let (followed, links) = (announced.subscribe(), interfaces_in.clone());
+    tasks.spawn(async move {
+        let watched = announce::watch::run(followed, links, members_in, conflicts).await;
+        watched.context("watch for others that answer for our VIPs")
+    });
+    let gateways = agent.gateways.clone();
+    tasks.spawn(async move {
+        let asked = announce::gateway::run(gateways, interfaces_in, questions_in).await;
+        asked.context("ask gateways")
+    });
+    let socket = control::bind(&agent.state_dir)
+        .with_context(|| format!("make a socket for orders in {}", agent.state_dir.display()))?;
+    tasks.spawn(async move {
+        control::run(socket, asked).await;
+        Ok(())
+    });
     tasks.spawn(async move {
         source.run().await;
         Ok(())
     });
-    (inlets, state::Outlets { nodes, targets, members, announced })
+    Ok((inlets, outlets, Orders { asked: asked_in, heard: drains_in }))
+}
+
+fn membership_settings(agent: &AgentSettings, seed_tag: [u8; 8]) -> membership::Settings {
+    membership::Settings {
+        node: agent.node.clone(),
+        tunnel_port: agent.tunnel_port,
+        gossip_port: agent.gossip.port,
+        rules: membership::Rules {
+            interval: agent.peer_interval,
+            fall: agent.peer_fall,
+            rise: agent.peer_rise,
+            vni: agent.vni,
+            seed: agent.seed,
+            seed_tag,
+            hold_downs: agent.hold_downs,
+        },
+        seeds: agent.gossip.seeds.clone(),
+    }
 }

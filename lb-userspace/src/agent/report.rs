@@ -1,6 +1,8 @@
 //! The agent's account of itself.
 
 use std::{
+    collections::BTreeMap,
+    net::IpAddr,
     path::PathBuf,
     process,
     time::{Instant, SystemTime, UNIX_EPOCH},
@@ -8,10 +10,12 @@ use std::{
 
 use super::state::{Inlets, State};
 use crate::{
-    membership::PeerState,
-    model::{CheckKind, Health, Problem, Target},
+    announce::Why,
+    membership::{NodeStatus, Report},
+    model::{CheckKind, Health, MemberState, Members, Problem, Target},
     report::status::{
-        self, AgentStatus, FrontendStatus, HealthWord, Peer, TargetCause, TargetStatus, Votes,
+        self, AgentStatus, CandidateStatus, DrainStatus, FrontendStatus, HealthWord, MemberStatus,
+        TargetCause, TargetStatus, VipStatus, Votes,
     },
 };
 
@@ -42,31 +46,86 @@ impl State {
             pid: process::id(),
             config: self.about.config.clone(),
             config_error: (!source.ok).then(|| source.problems.join("\n")),
-            started_ms: millis(self.about.started),
-            written_ms: millis(SystemTime::now()),
+            started_ms: unix_ms(self.about.started),
+            written_ms: unix_ms(SystemTime::now()),
             attachments: self.attachments.values().map(|(_, found)| found.clone()).collect(),
-            problems: self.problems(),
-            peers: peers(inlets),
+            problems: self.problems(inlets),
+            isolated: inlets.members.borrow().isolated,
+            members: self.members(inlets),
+            vips: self.vips(),
+            drains: self.drains(),
+            gossip: counted(&inlets.membership.borrow()),
             targets: targets(inlets),
             frontends: self.frontends(),
-            ..AgentStatus::default()
         }
     }
 
-    fn problems(&self) -> Vec<Problem> {
+    fn problems(&self, inlets: &Inlets) -> Vec<Problem> {
         let of_agent = |message| Problem { object: "Agent".into(), message };
         let unattached =
             self.unattached.iter().map(|(what, why)| of_agent(format!("{what}: {why}")));
         let mut problems: Vec<_> =
             self.desired.problems.iter().cloned().chain(unattached).collect();
         problems.extend(self.unapplied.iter().cloned());
+        problems.extend(self.election.problems());
+        problems.extend(self.keeper.problems());
+        problems.extend(inlets.conflicts.borrow().iter().cloned());
+        problems.extend(inlets.membership.borrow().problems.iter().cloned());
         problems.sort();
         problems.dedup();
         problems
     }
 
+    fn members(&self, inlets: &Inlets) -> Vec<MemberStatus> {
+        let (intent, report) = (inlets.intent.borrow(), inlets.membership.borrow());
+        let members: &Members = &inlets.members.borrow();
+        let status = |(name, state): (&String, &MemberState)| {
+            let seen = report.nodes.get(name).cloned().unwrap_or_default();
+            let node = intent.nodes.get(name);
+            MemberStatus {
+                addresses: node.map(|node| node.addresses.clone()).unwrap_or_default(),
+                drained: self.own.drained.contains(name),
+                ..member(name, state, seen)
+            }
+        };
+        members.nodes.iter().map(status).collect()
+    }
+
+    fn vips(&self) -> Vec<VipStatus> {
+        let whys = self.election.whys(Instant::now()).into_iter();
+        let status = |(address, why): (IpAddr, Why)| VipStatus {
+            address,
+            elected: why.elected,
+            announced_by: why.announced_by,
+            candidates: why
+                .candidates
+                .into_iter()
+                .map(|(node, standing)| CandidateStatus {
+                    node,
+                    standing: standing.word().to_owned(),
+                })
+                .collect(),
+            excluded: why
+                .excluded
+                .iter()
+                .map(|(why, nodes)| (why.word().to_owned(), nodes.clone()))
+                .collect(),
+            for_seconds: why.for_seconds,
+        };
+        whys.map(status).collect()
+    }
+
+    fn drains(&self) -> Vec<DrainStatus> {
+        let orders = self.keeper.drains().iter().filter(|(_, order)| order.drained);
+        let status = |(what, order): (&str, &crate::model::drains::Order)| DrainStatus {
+            what: what.to_owned(),
+            author: order.author.clone(),
+            at_ms: order.at_ms,
+        };
+        orders.map(status).collect()
+    }
+
     fn frontends(&self) -> Vec<FrontendStatus> {
-        let vips = &self.desired.vips;
         let frontends = self.desired.frontends.iter();
         frontends
             .map(|(key, frontend)| FrontendStatus {
@@ -74,26 +133,47 @@ impl State {
                 address: key.address,
                 port: key.port,
                 protocol: key.protocol,
-                announcer: vips
-                    .get(&key.address)
-                    .map(|vip| vip.announcer.clone())
-                    .unwrap_or_default(),
+                announcer: self.election.elected(key.address).unwrap_or_default().to_owned(),
                 weights: frontend.owners.clone(),
             })
             .collect()
     }
 }
 
-fn peers(inlets: &Inlets) -> Vec<Peer> {
-    let (intent, peers) = (inlets.intent.borrow(), inlets.peers.borrow());
-    let addresses = |node: &String| intent.nodes.get(node).map(|node| node.addresses.clone());
-    let peer = |(node, status): (&String, &crate::membership::PeerStatus)| Peer {
-        node: node.clone(),
-        addresses: addresses(node).unwrap_or_default(),
-        alive: status.state == PeerState::Alive,
-        heartbeat_ms: status.heartbeat_age_ms,
-    };
-    peers.iter().map(peer).collect()
+/// A node as membership sees it.
+fn member(name: &str, member: &MemberState, seen: NodeStatus) -> MemberStatus {
+    let card = member.card.as_deref();
+    MemberStatus {
+        node: name.to_owned(),
+        life: member.life,
+        heard: member.heard,
+        serves: member.serves,
+        announcing: member.announcing,
+        unreachable: member.unreachable.iter().cloned().collect(),
+        leaving: card.is_some_and(|card| card.leaving),
+        version: card.map(|card| card.version.clone()),
+        layout: seen.layout.or(card.map(|card| card.layout)),
+        held_for_ms: seen.held_for_ms,
+        deaths: seen.deaths,
+        watched: seen.watched,
+        suspected_by: seen.suspected_by.into_iter().collect(),
+        other_tunnel_version: seen.other_version,
+        seed_differs: seen.other_seed,
+        heartbeat_ms: seen.heartbeat_age_ms,
+        last_answer_ms: seen.last_answer_ms,
+        round_trip_us: seen.round_trip_us,
+        boot_id: seen.boot_id,
+        ..MemberStatus::default()
+    }
+}
+
+/// What gossip took and refused, by name.
+fn counted(report: &Report) -> BTreeMap<String, u64> {
+    let refusals = report.refusals.by_name().map(|(name, refusal)| (name, refusal.count));
+    let counts = report.counts.by_name().into_iter().chain(refusals);
+    let mut sums = BTreeMap::new();
+    counts.for_each(|(name, count)| *sums.entry(name.to_owned()).or_default() += count);
+    sums
 }
 
 fn targets(inlets: &Inlets) -> Vec<TargetStatus> {
@@ -112,7 +192,7 @@ fn targets(inlets: &Inlets) -> Vec<TargetStatus> {
         let cause = verdicts.cause(target).map(|cause| TargetCause {
             by: cause.by.iter().map(|node| node.to_string()).collect(),
             votes: Votes { up: cause.up, down: cause.down },
-            since_ms: millis(cause.since),
+            since_ms: unix_ms(cause.since),
         });
         TargetStatus { address: target.address, check: check.into(), health, reason, cause }
     };
@@ -120,6 +200,7 @@ fn targets(inlets: &Inlets) -> Vec<TargetStatus> {
     targets.keys().map(|target| status(target)).collect()
 }
 
-fn millis(time: SystemTime) -> u64 {
+/// Milliseconds since 1970.
+pub fn unix_ms(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

@@ -2,28 +2,31 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    iter,
     net::IpAddr,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use lb_common::hop::{Hop, Uplink};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
-use super::report::About;
+use super::{
+    control::Asked,
+    orders::obey,
+    report::{About, unix_ms},
+};
 use crate::{
-    announce::{self, uplink_for},
+    announce::{self, Election, announcing_interfaces},
     dataplane::{
-        apply::{DataPlane, Scope, Surroundings},
+        apply::{ApplyError, DataPlane, Scope, Surroundings},
         attach::AttachError,
         load::Loaded,
         maps::Maps,
     },
-    membership::{Alive, PeerStatus},
-    model::{Intent, Members, Problem, Targets, Verdicts},
+    membership::{Change, Facts, Key, Own, Publication, Report, drain::Keeper},
+    model::{Intent, Life, MemberState, Members, Problem, Targets, Verdicts},
     netlink::Interfaces,
-    plan::{self, Askers, Desired, Inputs},
+    plan::{self, Askers, Desired, FrontendKey, Inputs},
     report::status::Attachment,
     sources::file::SourceStatus,
 };
@@ -45,8 +48,11 @@ pub struct Inlets {
     pub source: watch::Receiver<SourceStatus>,
     pub hops: watch::Receiver<Arc<BTreeMap<String, Hop>>>,
     pub interfaces: watch::Receiver<Arc<Interfaces>>,
-    pub alive: watch::Receiver<Arc<Alive>>,
-    pub peers: watch::Receiver<Arc<BTreeMap<String, PeerStatus>>>,
+    pub members: watch::Receiver<Arc<Members>>,
+    /// For status; wakes nobody.
+    pub membership: watch::Receiver<Arc<Report>>,
+    /// VIPs for which others answer too; for status.
+    pub conflicts: watch::Receiver<Arc<Vec<Problem>>>,
     pub verdicts: watch::Receiver<Arc<Verdicts>>,
 }
 
@@ -59,7 +65,7 @@ impl Inlets {
             result = self.source.changed() => live(result),
             result = self.hops.changed() => live(result),
             result = self.interfaces.changed() => live(result),
-            result = self.alive.changed() => live(result),
+            result = self.members.changed() => live(result),
             result = self.verdicts.changed() => live(result),
         };
         if !alive {
@@ -72,7 +78,7 @@ impl Inlets {
     /// Returns once every node has been heard or given up, and every target has a verdict.
     pub async fn all_known(&mut self) {
         // Senders that are gone show as their tasks' end.
-        let _ = self.alive.wait_for(|alive| alive.ready).await;
+        let _ = self.members.wait_for(|members| members.ready).await;
         let targets = plan::targets(&self.intent.borrow());
         let known = |verdicts: &Arc<Verdicts>| targets.keys().all(|it| verdicts.contains_key(it));
         let _ = self.verdicts.wait_for(known).await;
@@ -83,16 +89,15 @@ impl Inlets {
 pub struct Outlets {
     pub nodes: watch::Sender<Addresses>,
     pub targets: watch::Sender<Arc<Targets>>,
-    pub members: watch::Sender<Arc<Members>>,
+    pub keys: watch::Sender<Vec<[u8; 32]>>,
+    pub own: watch::Sender<Arc<Own>>,
+    pub publish: mpsc::UnboundedSender<Publication>,
     pub announced: watch::Sender<Arc<BTreeMap<IpAddr, announce::Uplink>>>,
 }
 
-/// What a plan is made of beside verdicts.
-type Parts = (Arc<Intent>, Arc<Alive>, Arc<BTreeMap<String, Hop>>, Arc<Interfaces>);
-
 /// What the last plan was made of.
 struct Basis {
-    parts: Parts,
+    intent: Arc<Intent>,
     members: Arc<Members>,
     askers: Askers,
     /// The last verdict that it knew, and how many targets had been forgotten.
@@ -101,14 +106,18 @@ struct Basis {
 }
 
 impl Basis {
-    /// Whether the verdicts since then are all that is new.
-    fn follows(&self, now: &Parts, verdicts: &Verdicts) -> bool {
-        let same = Arc::ptr_eq(&self.parts.0, &now.0)
-            && Arc::ptr_eq(&self.parts.1, &now.1)
-            && Arc::ptr_eq(&self.parts.2, &now.2)
-            && Arc::ptr_eq(&self.parts.3, &now.3);
-        same && self.removals == verdicts.removals()
+    /// Whether verdicts and members are all that is new.
+    fn follows(&self, intent: &Arc<Intent>, verdicts: &Verdicts) -> bool {
+        Arc::ptr_eq(&self.intent, intent) && self.removals == verdicts.removals()
     }
+}
+
+/// How a plan differs from the one before.
+enum Difference {
+    /// It was made anew; this was the former.
+    Anew(Desired),
+    /// Only these frontends' owners changed.
+    Owners(BTreeSet<FrontendKey>),
 }
 
 pub struct State {
@@ -120,6 +129,12 @@ pub struct State {
     pub(super) desired: Desired,
     /// What it was made of.
     basis: Option<Basis>,
+    pub(super) election: Election,
+    /// What the last election was made of beside time.
+    elected: Option<Elected>,
+    /// What this node says of itself.
+    pub(super) own: Own,
+    pub(super) keeper: Keeper,
     /// With what it was applied; none before and after a failure.
     applied: Option<Surroundings>,
     /// What the data plane could not hold, or why nothing could be applied.
@@ -136,21 +151,28 @@ impl State {
         data_plane: DataPlane<Maps>,
         loaded: Loaded,
         outlets: Outlets,
+        keeper: Keeper,
         about: About,
     ) -> Self {
-        Self {
+        let mut state = Self {
             data_plane,
             loaded,
             outlets,
             about,
             basis: None,
+            election: Election::default(),
+            elected: None,
+            own: Own::default(),
+            keeper,
             applied: None,
             desired: Desired::default(),
             unapplied: Vec::new(),
             attachments: BTreeMap::new(),
             unattached: BTreeMap::new(),
             reported: None,
-        }
+        };
+        state.drain();
+        state
     }
 
     /// Whether a former agent's maps forward something.
@@ -162,57 +184,175 @@ impl State {
     pub fn step(&mut self, inlets: &mut Inlets) -> bool {
         let intent = inlets.intent.borrow_and_update().clone();
         let verdicts = inlets.verdicts.borrow_and_update().clone();
-        let alive = inlets.alive.borrow_and_update().clone();
+        let members = inlets.members.borrow_and_update().clone();
         let hops = inlets.hops.borrow_and_update().clone();
         let interfaces = inlets.interfaces.borrow_and_update().clone();
         inlets.source.mark_unchanged();
-        let parts = (intent.clone(), alive.clone(), hops.clone(), interfaces.clone());
-        if let Some(basis) = self.basis.take().filter(|it| it.follows(&parts, &verdicts))
-            && let Some(around) = self.applied.take_if(|_| self.unapplied.is_empty())
-        {
-            return self.follow(basis, &verdicts, around);
-        }
-        let askers = plan::askers(&intent);
-        tell(&self.outlets.nodes, addresses(&intent));
-        tell(&self.outlets.targets, askers.targets.clone());
 
-        let members = Arc::new(members(&intent, &alive));
-        tell(&self.outlets.members, members.clone());
-        let inputs = Inputs { intent: &intent, verdicts: &verdicts, members: &members };
-        let desired = plan::desired(&inputs);
-        let announced = self.announced(&intent, &interfaces, &desired, alive.ready);
+        let difference = self.plan(&intent, &members, &verdicts);
+        let Ok(announced) = self.elect(&intent, &members, &interfaces, &verdicts) else {
+            return false;
+        };
         let around = Surroundings {
             hops: (*hops).clone(),
             announced: announced.iter().map(|(vip, uplink)| (*vip, uplink.ifindex)).collect(),
             uplinks: uplinks(&intent, &interfaces),
             mtu: smallest_mtu(&intent, &interfaces),
         };
-        let scope = match &self.applied {
-            Some(same) if self.unapplied.is_empty() => {
-                Scope::between(&self.desired, &desired, *same != around)
+        let scope = match (&self.applied, difference) {
+            (Some(same), difference) if self.unapplied.is_empty() => {
+                let around = *same != around;
+                match difference {
+                    Difference::Anew(former) => Scope::between(&former, &self.desired, around),
+                    Difference::Owners(frontends) => {
+                        Scope::Part { around, frontends, backends: BTreeSet::new() }
+                    }
+                }
             }
             // What went without may find room now.
             _ => Scope::All,
         };
-        self.desired = desired;
-        let (turn, removals) = (verdicts.turn(), verdicts.removals());
-        self.basis = Some(Basis { parts, members, askers, turn, removals });
         let applied = self.apply(around, &scope);
         if applied {
+            self.own.applied = true;
+            self.own.announced = announced.keys().copied().collect();
             tell(&self.outlets.announced, Arc::new(announced));
         }
+        self.own.facts = facts(&intent, &interfaces);
+        self.speak();
         applied
     }
 
-    /// A turn for which nothing changed but verdicts: costs what changed, not what there is.
-    fn follow(&mut self, mut basis: Basis, verdicts: &Verdicts, around: Surroundings) -> bool {
-        let inputs = Inputs { intent: &basis.parts.0, verdicts, members: &basis.members };
-        let changed = verdicts.since(basis.turn);
-        let frontends =
-            plan::follow(&mut self.desired, &inputs, &basis.askers, changed, iter::empty());
-        basis.turn = verdicts.turn();
-        self.basis = Some(basis);
-        self.apply(around, &Scope::Part { around: false, frontends, backends: BTreeSet::new() })
+    /// Tells the other members what has changed about this one.
+    pub fn speak(&self) {
+        tell(&self.outlets.own, Arc::new(self.own.clone()));
+    }
+
+    /// Makes the plan anew, or lets it follow what changed: that costs what changed, not what there is.
+    fn plan(
+        &mut self,
+        intent: &Arc<Intent>,
+        members: &Arc<Members>,
+        verdicts: &Verdicts,
+    ) -> Difference {
+        let members = match members.ready {
+            true => members.clone(),
+            // An agent that starts knows nobody: it takes nothing from anyone until it does.
+            false => {
+                let names = intent.nodes.keys().map(String::as_str);
+                Arc::new(Members::assumed(&intent.agent.node, names))
+            }
+        };
+        let inputs = Inputs { intent, verdicts, members: &members };
+        let (turn, removals) = (verdicts.turn(), verdicts.removals());
+        if let Some(basis) = self.basis.take_if(|it| it.follows(intent, verdicts)) {
+            let nodes = basis.members.serving_differs(&members);
+            let since = verdicts.since(basis.turn);
+            let owners = plan::follow(&mut self.desired, &inputs, &basis.askers, since, nodes);
+            self.basis = Some(Basis { members, turn, ..basis });
+            return Difference::Owners(owners);
+        }
+        let askers = plan::askers(intent);
+        tell(&self.outlets.nodes, addresses(intent));
+        tell(&self.outlets.targets, askers.targets.clone());
+        self.outlets.keys.send_if_modified(|keys| {
+            let changed = *keys != intent.agent.gossip.keys;
+            keys.clone_from(&intent.agent.gossip.keys);
+            changed
+        });
+        let desired = plan::desired(&inputs);
+        self.basis = Some(Basis { intent: intent.clone(), members, askers, turn, removals });
+        Difference::Anew(std::mem::replace(&mut self.desired, desired))
+    }
+
+    /// What this node announces, and where.
+    fn elect(
+        &mut self,
+        intent: &Arc<Intent>,
+        members: &Arc<Members>,
+        interfaces: &Arc<Interfaces>,
+        verdicts: &Verdicts,
+    ) -> Result<BTreeMap<IpAddr, announce::Uplink>, ApplyError> {
+        let now = Instant::now();
+        let holders = plan::holders(&Inputs { intent, verdicts, members });
+        let announced = self.data_plane.announced().inspect_err(|error| {
+            tracing::error!(%error, "maps cannot be read; nothing is announced or withdrawn");
+        })?;
+        let basis = (intent.clone(), members.clone(), interfaces.clone(), holders);
+        let due = self.election.next_deadline().is_some_and(|at| at <= now);
+        let former = self.elected.as_ref().filter(|it| !due && it.follows(&basis, &announced));
+        if let Some(elected) = former {
+            return Ok(elected.announced.clone());
+        }
+        let vips: BTreeSet<IpAddr> = self.desired.vips.keys().copied().collect();
+        let inputs = announce::Inputs {
+            intent,
+            interfaces,
+            members,
+            vips: &vips,
+            holders: &basis.3,
+            announced: &announced,
+        };
+        let announced = self.election.decide(&inputs, now);
+        self.elected = Some(Elected { basis, announced: announced.clone() });
+        Ok(announced)
+    }
+
+    /// When a turn may bring something new although nothing changed.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.election.next_deadline()
+    }
+
+    /// Carries an administrator's order out. Writes to disk, as seldom as people give orders.
+    pub fn obey(&mut self, asked: Asked, inlets: &Inlets) {
+        let intent = inlets.intent.borrow().clone();
+        let obey = || obey(&asked.request, &intent, &mut self.keeper, unix_ms(SystemTime::now()));
+        let (publication, answer) = tokio::task::block_in_place(obey);
+        self.publish(publication);
+        // Who asked may have gone.
+        let _ = asked.answer.send(answer);
+    }
+
+    /// Takes over what other members say of orders.
+    pub fn hear_orders(&mut self, changes: &[Change]) {
+        let hear = || changes.iter().filter_map(|it| self.keeper.on_change(it)).collect::<Vec<_>>();
+        let publications = tokio::task::block_in_place(hear);
+        publications.into_iter().for_each(|publication| self.publish(Some(publication)));
+    }
+
+    fn publish(&mut self, publication: Option<(Key, Vec<u8>)>) {
+        if let Some((key, value)) = publication {
+            // A receiver that is gone shows as its task's end.
+            let _ = self.outlets.publish.send((key, Some(value)));
+            self.drain();
+            self.speak();
+        }
+    }
+
+    fn drain(&mut self) {
+        self.own.drained = self.keeper.drains().forwarding().map(str::to_owned).collect();
+    }
+
+    /// From now on this node hands its VIPs over.
+    pub fn leave(&mut self) {
+        self.own.leaving = true;
+        self.speak();
+    }
+
+    /// Whether all VIPs are handed over, or there is nobody to take them.
+    pub fn may_go(&self, inlets: &Inlets) -> bool {
+        let members = inlets.members.borrow();
+        let takes = |(name, member): (&String, &MemberState)| {
+            let stays = member.card.as_ref().is_some_and(|card| !card.leaving);
+            *name != members.own && member.life == Life::Alive && stays
+        };
+        self.own.announced.is_empty() || !members.ready || !members.nodes.iter().any(takes)
+    }
+
+    /// Says farewell to the other agents.
+    pub fn go(&mut self) {
+        self.own.gone = true;
+        self.speak();
     }
 
     fn apply(&mut self, around: Surroundings, scope: &Scope) -> bool {
@@ -238,24 +378,6 @@ impl State {
                 false
             }
         }
-    }
-
-    /// What this node announces, and where. Before all nodes have been heard: what it announced
-    /// already, by the maps.
-    fn announced(
-        &self,
-        intent: &Intent,
-        interfaces: &Interfaces,
-        desired: &Desired,
-        ready: bool,
-    ) -> BTreeMap<IpAddr, announce::Uplink> {
-        let former = self.data_plane.announced().unwrap_or_default();
-        let mine = desired.vips.iter().filter(|(vip, wanted)| match ready {
-            true => wanted.announcer == intent.agent.node,
-            false => former.contains_key(vip),
-        });
-        let uplink = |vip: &IpAddr| uplink_for(*vip, &intent.agent.uplinks, interfaces);
-        mine.filter_map(|(vip, _)| Some((*vip, uplink(vip)?))).collect()
     }
 
     /// Puts `egress` on every device that is configured. At the start an error ends the agent.
@@ -323,14 +445,37 @@ impl State {
     }
 }
 
-/// An agent that starts knows nobody: it takes nothing from anyone until it does.
-fn members(intent: &Intent, alive: &Alive) -> Members {
-    let names = intent.nodes.keys().filter(|name| !alive.ready || alive.names.contains(*name));
-    let mut members = Members::assumed(&intent.agent.node, names.map(String::as_str));
-    members.ready = alive.ready;
-    // Agents do not hear each other yet: each probes all that it needs.
-    members.nodes.values_mut().for_each(|member| member.heard = false);
-    members
+/// What an election was made of beside time, and what came of it.
+struct Elected {
+    basis: ElectionBasis,
+    announced: BTreeMap<IpAddr, announce::Uplink>,
+}
+
+type ElectionBasis = (Arc<Intent>, Arc<Members>, Arc<Interfaces>, Holders);
+
+/// By VIP, the nodes that alone may announce it.
+type Holders = BTreeMap<IpAddr, BTreeSet<String>>;
+
+impl Elected {
+    /// Whether nothing is new; `announced` is what the data plane does by now.
+    fn follows(&self, now: &ElectionBasis, announced: &BTreeMap<IpAddr, u32>) -> bool {
+        let done = self.announced.iter().map(|(vip, uplink)| (vip, &uplink.ifindex));
+        Arc::ptr_eq(&self.basis.0, &now.0)
+            && Arc::ptr_eq(&self.basis.1, &now.1)
+            && Arc::ptr_eq(&self.basis.2, &now.2)
+            && self.basis.3 == now.3
+            && done.eq(announced)
+    }
+}
+
+/// What others should know of this node.
+fn facts(intent: &Intent, interfaces: &Interfaces) -> Facts {
+    let node = intent.nodes.get(&intent.agent.node);
+    Facts {
+        version: env!("CARGO_PKG_VERSION").into(),
+        labels: node.map(|node| node.labels.clone()).unwrap_or_default(),
+        interfaces: announcing_interfaces(&intent.agent, interfaces),
+    }
 }
 
 fn tell<T: PartialEq>(to: &watch::Sender<Arc<T>>, now: Arc<T>) {

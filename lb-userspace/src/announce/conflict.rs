@@ -13,7 +13,7 @@ use std::{
 
 use super::{Uplink, frames::Claim};
 use crate::{
-    model::{Life, Members, Problem},
+    model::{Members, Problem},
     netlink::Interfaces,
 };
 
@@ -38,7 +38,8 @@ pub struct Owners {
     pub own: BTreeSet<[u8; 6]>,
     /// Of other members' interfaces, with the member's name.
     pub members: BTreeMap<[u8; 6], String>,
-    /// Every other member that may live has said which MACs it has.
+    /// Every other member has said which MACs it has, this time or once: one that was never heard may
+    /// just be starting.
     pub complete: bool,
 }
 
@@ -52,7 +53,7 @@ impl Owners {
         Self {
             own: interfaces.iter().filter_map(|link| link.mac).collect(),
             members: macs.collect(),
-            complete: others().all(|(_, it)| it.life == Life::Dead || it.card.is_some()),
+            complete: others().all(|(_, it)| it.card.is_some()),
         }
     }
 }

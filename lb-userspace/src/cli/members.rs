@@ -36,7 +36,8 @@ struct Row {
 
 impl Members {
     pub fn new(account: Account, agent: &AgentStatus) -> Self {
-        let problems = agent.skew();
+        let of_nodes = agent.problems.iter().filter(|it| it.object.starts_with("Node/"));
+        let problems: Vec<_> = of_nodes.cloned().collect();
         let announces =
             |node: &String| agent.vips.iter().filter(|vip| vip.announced_by.contains(node)).count();
         let row = |member: &MemberStatus| Row {

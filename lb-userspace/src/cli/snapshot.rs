@@ -206,9 +206,9 @@ impl<'a> Sight<'a> {
             return unnamed();
         }
         let Some(address) = self.maps.nodes.get(&index) else { return format!("node {index}") };
-        let peers = self.agent.map_or(&[][..], |agent| &agent.peers);
-        match peers.iter().find(|peer| peer.addresses.contains(address)) {
-            Some(peer) => peer.node.clone(),
+        let members = self.agent.map_or(&[][..], |agent| &agent.members);
+        match members.iter().find(|member| member.addresses.contains(address)) {
+            Some(member) => member.node.clone(),
             None => address.to_string(),
         }
     }

@@ -7,11 +7,11 @@ use serde::Serialize;
 use super::{
     members::life_word,
     output::{View, or_dash, section, span, table},
-    snapshot::{SILENCE_MS, Sight},
+    snapshot::Sight,
 };
 use crate::{
     model::{Life, Problem},
-    report::status::{Attachment, DrainStatus, HealthWord, MemberStatus, Peer, TargetStatus},
+    report::status::{Attachment, DrainStatus, HealthWord, MemberStatus, TargetStatus},
 };
 
 #[derive(Debug, Serialize)]
@@ -21,7 +21,6 @@ pub struct Status {
     /// What follows is as old as `agent.written_ms`; empty without a status file.
     attachments: Vec<Attachment>,
     problems: Vec<Problem>,
-    peers: Vec<Peer>,
     targets: Vec<TargetStatus>,
     /// This node hears no other, nor does its gateway answer.
     isolated: bool,
@@ -99,7 +98,6 @@ impl Status {
             },
             attachments: file.map(|file| file.attachments.clone()).unwrap_or_default(),
             problems: file.map(|file| file.problems.clone()).unwrap_or_default(),
-            peers: file.map(|file| file.peers.clone()).unwrap_or_default(),
             targets: file.map(|file| file.targets.clone()).unwrap_or_default(),
             isolated: file.is_some_and(|file| file.isolated),
             members: file.map(|file| file.members.clone()).unwrap_or_default(),
@@ -192,24 +190,6 @@ impl Status {
         text
     }
 
-    /// The data planes that this node's own probes reach.
-    fn peers_text(&self) -> String {
-        let rows = self.peers.iter().map(|peer| {
-            let addresses: Vec<_> = peer.addresses.iter().map(ToString::to_string).collect();
-            [
-                peer.node.clone(),
-                addresses.join(", "),
-                if peer.alive { "answers" } else { "DEAD" }.into(),
-                match peer.heartbeat_ms {
-                    Some(age) if age <= SILENCE_MS => format!("alive, {} ago", span(age)),
-                    Some(age) => format!("silent for {}", span(age)),
-                    None => "-".into(),
-                },
-            ]
-        });
-        section("peers", &table(["NODE", "ADDRESSES", "DATA PLANE", "AGENT"], rows))
-    }
-
     fn targets_text(&self) -> String {
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         for target in &self.targets {
@@ -257,9 +237,6 @@ impl View for Status {
                 ]
             });
             text += &section("programs", &table(["INTERFACE", "PROGRAM", "MODE", "WHY"], rows));
-        }
-        if !self.peers.is_empty() {
-            text += &self.peers_text();
         }
         if !self.targets.is_empty() {
             text += &self.targets_text();

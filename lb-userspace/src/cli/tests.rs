@@ -25,7 +25,9 @@ use super::{
 };
 use crate::{
     model::{Problem, Protocol},
-    report::status::{AgentStatus, Attachment, FrontendStatus, HealthWord, Peer, TargetStatus},
+    report::status::{
+        AgentStatus, Attachment, FrontendStatus, HealthWord, MemberStatus, TargetStatus,
+    },
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -97,11 +99,11 @@ fn agent() -> AgentStatus {
             reason: Some("the driver has no native XDP".into()),
         }],
         problems: vec![Problem { object: "Frontend/dns".into(), message: "no member".into() }],
-        peers: vec![Peer {
+        members: vec![MemberStatus {
             node: "worker-2".into(),
             addresses: vec!["10.9.0.2".parse().unwrap()],
-            alive: true,
             heartbeat_ms: Some(61_000),
+            ..MemberStatus::default()
         }],
         targets: vec![
             TargetStatus {
@@ -363,7 +365,7 @@ fn status_tells_a_living_agent_from_a_dead_one() {
         "REFUSED, the one before is in force: line 3\n           line 5\n",
         "[2001:db8::1]:53/udp has no backend",
         "eth0       ingress  generic",
-        "worker-2  10.9.0.2   answers     silent for 61.0 s",
+        "members    1 unknown",
         "targets: 1 down, 1 up",
         "status 500",
         "Frontend/dns",

@@ -62,7 +62,7 @@ pub struct Channels {
     pub targets: watch::Receiver<Arc<Targets>>,
     pub members: watch::Receiver<Arc<Members>>,
     /// What other members say. May end before the others.
-    pub words: mpsc::Receiver<Vec<Change>>,
+    pub words: mpsc::UnboundedReceiver<Vec<Change>>,
     /// This member's own words, for all others; at most one a target and change of its verdict.
     pub publish: mpsc::UnboundedSender<Publication>,
     /// Notified of changed verdicts; renewed without a notice when only their causes changed.

@@ -42,7 +42,7 @@ async fn server() -> (SocketAddr, tokio::task::JoinHandle<()>) {
 struct Running {
     targets: watch::Sender<Arc<Targets>>,
     members: watch::Sender<Arc<Members>>,
-    words: mpsc::Sender<Vec<Change>>,
+    words: mpsc::UnboundedSender<Vec<Change>>,
     published: mpsc::UnboundedReceiver<Publication>,
     verdicts: watch::Receiver<Arc<Verdicts>>,
 }
@@ -56,7 +56,7 @@ impl Running {
     fn start(targets: impl IntoIterator<Item = Target>) -> Self {
         let (targets, wanted) = watch::channel(here(targets));
         let (members, known) = watch::channel(Arc::default());
-        let (words, heard) = mpsc::channel(1);
+        let (words, heard) = mpsc::unbounded_channel();
         let (publish, published) = mpsc::unbounded_channel();
         let (sender, verdicts) = watch::channel(Arc::default());
         let settings = Settings { node: "here".into(), seed: [1; 16], run: 1 };
@@ -101,7 +101,7 @@ async fn a_target_is_probed_here_only_while_its_node_has_no_agent_and_words_go_b
     let health = Health::Down("there says so".into());
     let value = Word::new(1, &health).map(|word| word.encode().into());
     let change = Change { origin: "there".into(), key: key.clone(), value };
-    running.words.send(vec![change]).await.unwrap();
+    running.words.send(vec![change]).unwrap();
     running.until(|all| all.get(&watched) == Some(&health)).await;
     assert!(running.published.is_empty(), "it is not this node's to probe");
 

@@ -411,7 +411,7 @@ impl Machine {
             labels: self.facts.labels.clone(),
             interfaces: self.facts.interfaces.clone(),
             announcing,
-            leaving: self.word.leaving,
+            leaving: self.word.leaving || self.word.drained,
         };
         let key = Key::new(Topic::CARD, "");
         if !void && self.card.as_deref() == Some(&card) {

@@ -1,7 +1,10 @@
-//! Which nodes' data planes answer.
+//! Nodes that notice each other, without anything else's help.
 //!
-//! `peers` decides, `packet` writes and reads probes, `runner` sends them. An agent that is gone
-//! makes no node dead: the XDP program itself answers.
+//! `watch` judges data planes by probes that XDP answers, so an agent that is gone makes no node dead.
+//! `gossip` lets agents talk: `swim` says who can be talked to, `board` holds what each says. `machine` is
+//! both and yields [`crate::model::Members`]; all of that is pure. `runner` gives it sockets and time,
+//! `seal` keeps strangers out, `stream` carries what is too much for datagrams, `drain` keeps orders.
+//! `sim` runs many machines in virtual time.
 
 pub mod board;
 pub mod drain;
@@ -9,25 +12,15 @@ pub mod gossip;
 pub mod machine;
 mod own;
 pub mod packet;
-pub mod peers;
 pub mod runner;
 pub mod seal;
 pub mod sim;
+mod sockets;
 pub mod stream;
 pub mod topic;
 pub mod watch;
 
-use std::collections::BTreeSet;
-
-pub use peers::{PeerState, PeerStatus, Peers, Rules};
-pub use runner::{Settings, run};
-
-/// Who answers.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Alive {
-    /// Every other node has been found alive or dead once. Until then nothing new is announced: an
-    /// agent that starts would take over everything.
-    pub ready: bool,
-    /// Names of the nodes whose data plane answers, this one always among them.
-    pub names: BTreeSet<String>,
-}
+pub use machine::Facts;
+pub use runner::{Channels, Own, Publication, Report, Settings, start};
+pub use topic::{Change, Key, Topic};
+pub use watch::{NodeStatus, Rules};

@@ -1,221 +1,412 @@
-//! Sends the probes of [`Peers`] and feeds it the answers.
+//! Runs the [`Machine`]: its sockets, its timers, its streams.
 //!
-//! One socket a family, bound to the node's own address: other nodes answer only to members. An
-//! address that isn't there (yet) is tried again every round; meanwhile nobody hears us.
+//! On a thread of its own with some priority: whoever is late to hear others would take them for dead, or
+//! be taken for dead. Decides nothing.
 
 use std::{
-    collections::BTreeMap,
-    hash::{BuildHasher, RandomState},
+    collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use ring::rand::{SecureRandom, SystemRandom};
 use tokio::{
-    net::UdpSocket,
-    sync::watch,
-    time::{MissedTickBehavior, interval},
+    sync::{mpsc, oneshot, watch},
+    task::AbortHandle,
+    time::sleep_until,
 };
 
-use super::{Alive, PeerStatus, Peers, Rules, packet};
+use super::{
+    gossip::Counts,
+    machine::{Facts, Machine, Output, Settings as MachineSettings},
+    seal::{Keys, Opened, Refusals, Seal},
+    sockets::{Listeners, Purpose, Sockets},
+    stream::{self, Event},
+    topic::{Change, Key, Topic},
+    watch::{NodeStatus, Rules},
+};
+use crate::model::{Members, Problem};
 
 /// Between two reports for status.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
-/// Receive buffer that holds a round of answers from as many nodes as there can be.
-const RECEIVE_BUFFER: usize = 2 << 20;
-/// Probes sent before answers are read again.
-const SEND_BATCH: usize = 64;
-/// Packets read before anything else gets its turn, so that a flood does not stop the rounds.
-const RECEIVE_BATCH: usize = 4096;
-/// More than any answer: a longer packet is none.
-const BUFFER: usize = 256;
+/// Between two tries to bind what could not be bound.
+const BIND_RETRY: Duration = Duration::from_millis(100);
+/// What streams want of the machine, under way.
+const EVENTS: usize = 64;
+/// Of the thread; the rest of the agent has 0.
+const NICENESS: libc::c_int = -10;
+/// How long refused datagrams are a problem that status shows.
+const REFUSED_FOR: Duration = Duration::from_secs(60);
 
-/// What the prober must know beside the nodes.
+/// What does not change while the agent runs.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// This node's name.
     pub node: String,
     pub tunnel_port: u16,
+    pub gossip_port: u16,
     pub rules: Rules,
+    pub seeds: Vec<SocketAddr>,
 }
 
-/// Probes all `nodes` but this one until their sender is gone; `nodes` holds this node too, whose
-/// addresses the probes come from. `alive` changes only when someone's state does.
-pub async fn run(
+/// What the agent says of itself.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Own {
+    pub facts: Facts,
+    /// The data plane holds all that is wanted.
+    pub applied: bool,
+    /// VIPs for which its data plane answers.
+    pub announced: BTreeSet<IpAddr>,
+    /// It hands over, and then it goes.
+    pub leaving: bool,
+    pub gone: bool,
+    /// Nodes that are drained from forwarding.
+    pub drained: BTreeSet<String>,
+}
+
+/// An entry that another task publishes; None ends it.
+pub type Publication = (Key, Option<Vec<u8>>);
+
+/// A question whether a gateway answers; None: there is none.
+pub type Question = oneshot::Sender<Option<bool>>;
+
+/// How membership and the agent's other tasks talk.
+pub struct Channels {
+    /// Addresses of all nodes, this one's too.
+    pub nodes: watch::Receiver<Arc<BTreeMap<String, Vec<IpAddr>>>>,
+    pub own: watch::Receiver<Arc<Own>>,
+    /// One or two; the first seals.
+    pub keys: watch::Receiver<Vec<[u8; 32]>>,
+    pub publish: mpsc::UnboundedReceiver<Publication>,
+    pub gateway: mpsc::Sender<Question>,
+    pub members: watch::Sender<Arc<Members>>,
+    pub report: watch::Sender<Arc<Report>>,
+    pub verdicts: mpsc::UnboundedSender<Vec<Change>>,
+    pub drains: mpsc::UnboundedSender<Vec<Change>>,
+}
+
+/// What status shows beside [`Members`].
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    pub nodes: BTreeMap<String, NodeStatus>,
+    pub counts: Counts,
+    pub refusals: Refusals,
+    pub problems: Vec<Problem>,
+}
+
+/// Starts membership. The future ends when the thread does: with an error, or because all that `nodes`
+/// comes from is gone.
+///
+/// # Errors
+/// No randomness, no thread, no runtime, no key.
+pub fn start(
     settings: Settings,
-    mut nodes: watch::Receiver<Arc<BTreeMap<String, Vec<IpAddr>>>>,
-    alive: watch::Sender<Arc<Alive>>,
-    report: watch::Sender<Arc<BTreeMap<String, PeerStatus>>>,
-) {
-    let mut prober = Prober {
-        peers: Peers::new(settings.rules, settings.node.clone()),
-        sockets: [Family::default(), Family::default()],
-        tunnel_port: settings.tunnel_port,
-        secret: RandomState::new(),
-        sent: 0,
-    };
-    prober.follow(&settings.node, &nodes.borrow_and_update().clone());
-    let mut rounds = interval(settings.rules.interval);
-    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut reported: Option<Instant> = None;
-    loop {
-        let changed = publish(&alive, prober.peers.alive());
-        if changed || reported.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL) {
-            reported = Some(Instant::now());
-            report.send_replace(Arc::new(prober.peers.report(Instant::now())));
-        }
-        let [v4, v6] = &prober.sockets;
-        tokio::select! {
-            _ = rounds.tick() => prober.round(),
-            () = readable(v4) => prober.receive(),
-            () = readable(v6) => prober.receive(),
-            changed = nodes.changed() => {
-                if changed.is_err() {
-                    return;
+    incarnation: u64,
+    channels: Channels,
+) -> io::Result<impl Future<Output = ()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runner = Runner::new(settings, incarnation, &channels)?;
+    let (ended, end) = oneshot::channel::<()>();
+    thread::Builder::new().name("membership".into()).spawn(move || {
+        raise_priority();
+        runtime.block_on(runner.run(channels));
+        drop(ended);
+    })?;
+    Ok(async move { drop(end.await) })
+}
+
+/// For this thread alone. Without the right to it the thread takes its turn with all others.
+fn raise_priority() {
+    // SAFETY: takes no pointer; 0 names the calling thread.
+    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
+    if result != 0 {
+        let error = io::Error::last_os_error();
+        tracing::warn!(%error, "membership runs without priority");
+    }
+}
+
+struct Runner {
+    settings: Settings,
+    machine: Machine,
+    seal: Seal,
+    keys: watch::Sender<Arc<Keys>>,
+    probes: Sockets,
+    gossip: Sockets,
+    listeners: Listeners,
+    serving: BTreeMap<IpAddr, AbortHandle>,
+    bind_at: Instant,
+    events: mpsc::Sender<Event>,
+    event: mpsc::Receiver<Event>,
+    answers: mpsc::Sender<bool>,
+    answer: mpsc::Receiver<bool>,
+    reported: Option<Instant>,
+    /// Refused datagrams as of the last report, and when there were new ones.
+    refused: (u64, Option<Instant>),
+}
+
+impl Runner {
+    fn new(settings: Settings, incarnation: u64, channels: &Channels) -> io::Result<Self> {
+        let now = Instant::now();
+        let (random, secret) = (random()?, random()?);
+        let machine = MachineSettings {
+            node: settings.node.clone(),
+            rules: settings.rules,
+            gossip_port: settings.gossip_port,
+            incarnation,
+            random,
+        };
+        let secrets = channels.keys.borrow();
+        let no_key = || io::Error::other("no key for gossip");
+        let seal = Seal::new(Keys::new(&secrets).ok_or_else(no_key)?, &secret, now);
+        let (events, event) = mpsc::channel(EVENTS);
+        let (answers, answer) = mpsc::channel(1);
+        Ok(Self {
+            machine: Machine::new(&machine, now),
+            seal,
+            keys: watch::Sender::new(Arc::new(Keys::new(&secrets).ok_or_else(no_key)?)),
+            probes: Sockets::new(Purpose::Probes),
+            gossip: Sockets::new(Purpose::Gossip(settings.gossip_port)),
+            listeners: Listeners::default(),
+            serving: BTreeMap::new(),
+            bind_at: now,
+            events,
+            event,
+            answers,
+            answer,
+            reported: None,
+            refused: (0, None),
+            settings,
+        })
+    }
+
+    async fn run(mut self, mut channels: Channels) {
+        self.follow(&channels.nodes.borrow_and_update().clone());
+        self.take_own(&channels.own.borrow_and_update().clone());
+        loop {
+            self.open();
+            let output = self.machine.poll(Instant::now());
+            let changed = output.members.is_some();
+            self.perform(output, &channels);
+            self.report(&channels, changed);
+            let wake = self.machine.next_timer().map_or(self.bind_at, |at| at.min(self.bind_at));
+            tokio::select! {
+                () = sleep_until(wake.into()) => {}
+                () = self.probes.readable() => {}
+                () = self.gossip.readable() => {}
+                Some(event) = self.event.recv() => self.on_stream(event),
+                Some(answered) = self.answer.recv() => {
+                    self.machine.on_gateway(answered, Instant::now());
                 }
-                prober.follow(&settings.node, &nodes.borrow_and_update().clone());
-            }
-        }
-    }
-}
-
-fn publish(alive: &watch::Sender<Arc<Alive>>, now: Alive) -> bool {
-    alive.send_if_modified(|former| {
-        let changed = **former != now;
-        if changed {
-            *former = Arc::new(now);
-        }
-        changed
-    })
-}
-
-/// One family's socket, once its address can be bound.
-#[derive(Default)]
-struct Family {
-    address: Option<IpAddr>,
-    socket: Option<UdpSocket>,
-    /// The failure to bind has been told.
-    complained: bool,
-}
-
-async fn readable(family: &Family) {
-    match &family.socket {
-        // An error shows again, and is handled, when reading.
-        Some(socket) => {
-            let _ = socket.readable().await;
-        }
-        None => std::future::pending().await,
-    }
-}
-
-struct Prober {
-    peers: Peers,
-    /// IPv4, IPv6.
-    sockets: [Family; 2],
-    tunnel_port: u16,
-    /// Keys the nonces: nobody who does not see our probes can answer them.
-    secret: RandomState,
-    sent: u64,
-}
-
-impl Prober {
-    fn follow(&mut self, own_name: &str, nodes: &BTreeMap<String, Vec<IpAddr>>) {
-        let own = nodes.get(own_name).map_or(&[][..], Vec::as_slice);
-        for (family, is_v4) in self.sockets.iter_mut().zip([true, false]) {
-            let address = own.iter().copied().find(|address| address.is_ipv4() == is_v4);
-            if family.address != address {
-                *family = Family { address, ..Family::default() };
-            }
-        }
-        self.peers.set_nodes(nodes);
-    }
-
-    /// Ends a round and sends the next one's probes.
-    fn round(&mut self) {
-        for family in &mut self.sockets {
-            family.open();
-        }
-        // What arrived while this process did not run must be heard before the round is judged.
-        self.receive();
-        let (secret, sent) = (&self.secret, &mut self.sent);
-        let probes = self.peers.round(Instant::now(), || {
-            *sent += 1;
-            secret.hash_one(*sent)
-        });
-        for batch in probes.chunks(SEND_BATCH) {
-            for (address, probe) in batch {
-                if let Some(socket) = &self.sockets[usize::from(address.is_ipv6())].socket {
-                    // What cannot be sent isn't answered, and that is what counts.
-                    let _ = socket.try_send_to(probe, SocketAddr::new(*address, self.tunnel_port));
+                Some((key, value)) = channels.publish.recv() => {
+                    self.publish((key, value));
+                    while let Ok(more) = channels.publish.try_recv() {
+                        self.publish(more);
+                    }
+                }
+                Ok(()) = channels.own.changed() => {
+                    self.take_own(&channels.own.borrow_and_update().clone());
+                }
+                Ok(()) = channels.keys.changed() => {
+                    self.take_keys(&channels.keys.borrow_and_update().clone());
+                }
+                changed = channels.nodes.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.follow(&channels.nodes.borrow_and_update().clone());
                 }
             }
+            // What arrived while this thread did not run must be heard before anything is judged.
             self.receive();
-        }
-    }
-
-    /// Reads all that has arrived.
-    fn receive(&mut self) {
-        let mut buffer = [0; BUFFER];
-        for family in &self.sockets {
-            let Some(socket) = &family.socket else { continue };
-            for _ in 0..RECEIVE_BATCH {
-                // Nothing left, or an error that is told once: either way the socket tells when
-                // there is more.
-                let Ok((length, from)) = socket.try_recv_from(&mut buffer) else { break };
-                if from.port() == self.tunnel_port {
-                    self.peers.on_packet(from.ip(), &buffer[..length], Instant::now());
-                }
+            let now = Instant::now();
+            if self.machine.next_timer().is_some_and(|at| at <= now) {
+                self.machine.on_timer(now);
             }
         }
     }
-}
 
-impl Family {
+    fn follow(&mut self, nodes: &BTreeMap<String, Vec<IpAddr>>) {
+        let own = nodes.get(&self.settings.node).map_or(&[][..], Vec::as_slice);
+        self.probes.follow(own);
+        self.gossip.follow(own);
+        self.listeners.follow(own);
+        self.serving.retain(|address, serving| {
+            let stays = own.contains(address);
+            if !stays {
+                serving.abort();
+            }
+            stays
+        });
+        self.bind_at = Instant::now();
+        self.machine.set_nodes(nodes, &self.settings.seeds, Instant::now());
+    }
+
+    /// Binds what could not be bound yet.
     fn open(&mut self) {
-        let (Some(address), None) = (self.address, &self.socket) else { return };
-        match bind(address) {
-            Ok(socket) => {
-                self.socket = Some(socket);
-                self.complained = false;
-            }
-            Err(error) if !self.complained => {
-                tracing::error!(%address, %error, "cannot probe other nodes from this node's address");
-                self.complained = true;
-            }
-            Err(_) => {}
+        if self.bind_at > Instant::now() {
+            return;
+        }
+        self.bind_at = Instant::now() + BIND_RETRY;
+        self.probes.open();
+        self.gossip.open();
+        for (address, listener) in self.listeners.open(self.settings.gossip_port) {
+            let serve = stream::serve(listener, self.keys.subscribe(), self.events.clone());
+            self.serving.insert(address, tokio::spawn(serve).abort_handle());
         }
     }
-}
 
-/// A socket whose packets come from `address`, and that takes answers without UDP checksum.
-fn bind(address: IpAddr) -> io::Result<UdpSocket> {
-    let domain = if address.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
-    let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-        set_udp_option(&socket, libc::UDP_NO_CHECK6_RX)?;
-        set_udp_option(&socket, libc::UDP_NO_CHECK6_TX)?;
+    fn take_own(&mut self, own: &Own) {
+        let now = Instant::now();
+        self.machine.set_facts(own.facts.clone());
+        self.machine.set_applied(own.applied);
+        self.machine.set_drained(own.drained.clone());
+        self.machine.set_leaving(own.leaving);
+        self.machine.set_announced(&own.announced, now);
+        if own.gone {
+            self.machine.gossip().leave(now);
+        }
     }
-    SockRef::from(&socket).set_recv_buffer_size(RECEIVE_BUFFER)?;
-    socket.bind(&SocketAddr::new(address, 0).into())?;
-    UdpSocket::from_std(socket.into())
+
+    fn take_keys(&mut self, secrets: &[[u8; 32]]) {
+        // Both are made of the same: either there are keys or there are none.
+        if let (Some(keys), Some(same)) = (Keys::new(secrets), Keys::new(secrets)) {
+            self.seal.set_keys(keys);
+            self.keys.send_replace(Arc::new(same));
+            tracing::info!(keys = secrets.len(), "keys of gossip changed");
+        }
+    }
+
+    fn publish(&mut self, (key, value): Publication) {
+        // All that others publish changes where flows go.
+        self.machine.publish(key, value, true, Instant::now());
+    }
+
+    fn on_stream(&mut self, event: Event) {
+        let now = Instant::now();
+        match event {
+            Event::End { node, result } => {
+                if let Err(error) = &result {
+                    tracing::debug!(%node, %error, "pull failed");
+                }
+                self.machine.on_pulled(&node, result.is_ok(), now);
+            }
+            Event::Refused { from, why } => self.seal.refuse(why, from),
+            event => drop(event.handle(self.machine.gossip(), now)),
+        }
+    }
+
+    fn receive(&mut self) {
+        let (machine, seal, gossip) = (&mut self.machine, &mut self.seal, &self.gossip);
+        let tunnel_port = self.settings.tunnel_port;
+        self.probes.receive(|from, bytes| {
+            if from.port() == tunnel_port {
+                machine.on_packet(from.ip(), bytes, Instant::now());
+            }
+        });
+        gossip.receive(|from, bytes| {
+            let now = Instant::now();
+            match seal.open(from, bytes, now) {
+                Opened::Plain(all) => {
+                    for plain in all {
+                        // What is malformed was counted.
+                        let _malformed = machine.on_datagram(from, &plain, now);
+                    }
+                }
+                Opened::Reply(bytes) => gossip.send(from, &bytes),
+                Opened::Held | Opened::Ignored(_) => {}
+            }
+        });
+    }
+
+    fn perform(&mut self, output: Output, channels: &Channels) {
+        let Output { probes, datagrams, pulls, ask_gateway, members, changes } = output;
+        for (address, probe) in &probes {
+            self.probes.send(SocketAddr::new(*address, self.settings.tunnel_port), probe);
+        }
+        for (to, plain) in &datagrams {
+            self.gossip.send(*to, &self.seal.seal(plain, Instant::now()));
+        }
+        for pull in pulls {
+            let keys = self.keys.borrow().clone();
+            tokio::spawn(stream::pull(pull, keys, self.events.clone()));
+        }
+        if ask_gateway {
+            self.ask_gateway(&channels.gateway);
+        }
+        if let Some(members) = members {
+            channels.members.send_replace(members);
+        }
+        // Receivers that are gone show as their tasks' end.
+        let (drains, rest): (Vec<_>, Vec<_>) =
+            changes.into_iter().partition(|change| change.key.topic == Topic::DRAIN);
+        let verdicts: Vec<_> =
+            rest.into_iter().filter(|change| change.key.topic == Topic::VERDICT).collect();
+        if !drains.is_empty() {
+            let _ = channels.drains.send(drains);
+        }
+        if !verdicts.is_empty() {
+            let _ = channels.verdicts.send(verdicts);
+        }
+    }
+
+    fn ask_gateway(&self, gateway: &mpsc::Sender<Question>) {
+        let (question, answer) = oneshot::channel();
+        // A question that nobody takes stays unanswered, which the machine reckons with.
+        if gateway.try_send(question).is_err() {
+            return;
+        }
+        let answers = self.answers.clone();
+        tokio::spawn(async move {
+            if let Ok(answered) = answer.await {
+                // Without a gateway nothing speaks against the others' death.
+                let _ = answers.send(answered.unwrap_or(true)).await;
+            }
+        });
+    }
+
+    /// Tells status, now and then and when somebody's state changed.
+    fn report(&mut self, channels: &Channels, changed: bool) {
+        let now = Instant::now();
+        if !changed && self.reported.is_some_and(|at| now - at < REPORT_INTERVAL) {
+            return;
+        }
+        self.reported = Some(now);
+        let refusals = self.seal.refusals();
+        let mut problems = self.machine.problems(now);
+        problems.extend(self.strangers(&refusals, now));
+        channels.report.send_replace(Arc::new(Report {
+            nodes: self.machine.status(now),
+            counts: self.machine.counts(),
+            refusals,
+            problems,
+        }));
+    }
+
+    /// That somebody speaks with another key is told for a while after the last time.
+    fn strangers(&mut self, refusals: &Refusals, now: Instant) -> Option<Problem> {
+        let strange = refusals.wrong_key.count + refusals.forged.count;
+        if strange > self.refused.0 {
+            self.refused = (strange, Some(now));
+        }
+        let recent = self.refused.1.is_some_and(|at| now - at < REFUSED_FOR);
+        let from = refusals.wrong_key.last.or(refusals.forged.last).filter(|_| recent)?;
+        let message = format!(
+            "gossip from {from} is sealed with another key, and ignored: set the same gossip keys \
+             (or the same seed) on all nodes, or find out who that is"
+        );
+        Some(Problem { object: "Agent".into(), message })
+    }
 }
 
-/// Switches a UDP option on (RFC 6935: zero checksums for tunnels over IPv6).
-fn set_udp_option(socket: &Socket, option: libc::c_int) -> io::Result<()> {
-    use std::os::fd::AsRawFd;
-    let on: libc::c_int = 1;
-    let length = size_of_val(&on) as libc::socklen_t;
-    // SAFETY: `on` outlives the call, and `length` is its size.
-    let result = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_UDP, option, (&raw const on).cast(), length)
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+fn random() -> io::Result<[u8; 32]> {
+    let mut bytes = [0; 32];
+    let filled = SystemRandom::new().fill(&mut bytes);
+    filled.map_err(|_| io::Error::other("the system gives no randomness"))?;
+    Ok(bytes)
 }
-
-const _: () = assert!(BUFFER > packet::LENGTH);
 
 #[cfg(test)]
 #[path = "runner_tests.rs"]

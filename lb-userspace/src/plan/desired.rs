@@ -8,7 +8,6 @@ use std::{
 
 use lb_common::{abi::MAX_SLOTS, frontend::Endpoint, service::flags};
 
-use super::elect::announcer;
 use crate::model::{
     FrontendObject, FrontendPort, Intent, Member, Members, Node, Problem, Protocol, Target,
     Targets, Verdicts, intent::probe_address,
@@ -80,8 +79,7 @@ pub struct DesiredBackend {
 
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct DesiredVip {
-    /// Name of the node that announces it.
-    pub announcer: String,
+    /// ICMP echo is answered.
     pub echo: bool,
 }
 
@@ -110,8 +108,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
     plan
 }
 
-/// Follows what came since a plan was made of the same intent: equal to a new plan, for what of it may
-/// differ but its VIPs. Returns the frontends whose owners changed.
+/// Follows what came since a plan was made of the same intent: equal to a new plan. Returns the frontends whose owners changed.
 ///
 /// `targets` have a new verdict; `nodes` began to serve, or ceased to. `askers` are those of the intent.
 pub fn follow<'a>(
@@ -280,7 +277,7 @@ fn add_object(plan: &mut Desired, inputs: &Inputs<'_>, object: &FrontendObject) 
         let owners = owners(&plan.backends, inputs, object, port, &members);
         let object_name = object.name.clone();
         plan.frontends.insert(key, DesiredFrontend { object: object_name, slots, owners, flags });
-        add_vip(&mut plan.vips, inputs, address, object.echo);
+        plan.vips.entry(address).or_insert(DesiredVip { echo: false }).echo |= object.echo;
     }
 }
 
@@ -367,25 +364,6 @@ fn add_backend(
     }
     backend.protocols.insert(protocol);
     Ok(())
-}
-
-/// Of living nodes, preferably those that have an address of the VIP's family.
-fn add_vip(vips: &mut BTreeMap<IpAddr, DesiredVip>, inputs: &Inputs<'_>, vip: IpAddr, echo: bool) {
-    if let Some(known) = vips.get_mut(&vip) {
-        known.echo |= echo;
-        return;
-    }
-    let agent = &inputs.intent.agent;
-    let members = inputs.members;
-    let is_alive = |name: &String| {
-        *name == members.own || members.nodes.get(name).is_some_and(|it| it.life.forwards())
-    };
-    let alive = || inputs.intent.nodes.values().filter(|node| is_alive(&node.name));
-    let same_family = alive().filter(|node| node.address_like(vip).is_some());
-    let elected = announcer(&agent.seed, vip, same_family.map(|node| node.name.as_str()))
-        .or_else(|| announcer(&agent.seed, vip, alive().map(|node| node.name.as_str())));
-    let announcer = elected.unwrap_or(&agent.node).to_owned();
-    vips.insert(vip, DesiredVip { announcer, echo });
 }
 
 #[cfg(test)]

@@ -10,18 +10,8 @@ use crate::model::seed::{absorb, keyed};
 /// Sets this use of the seed apart from the tables and the flow hash.
 const DOMAIN: u64 = u64::from_le_bytes(*b"announce");
 
-/// The node that announces a VIP: of those given, the one with the highest keyed hash of VIP and
-/// name, ties by name. `None` only without candidates.
-pub fn announcer<'a>(
-    seed: &[u8; 16],
-    vip: IpAddr,
-    candidates: impl IntoIterator<Item = &'a str>,
-) -> Option<&'a str> {
-    let rank = rank(seed, vip);
-    candidates.into_iter().max_by_key(|name| rank(name))
-}
-
-/// How well a node suits a VIP: of several the greatest announces it.
+/// How well a node suits a VIP, by keyed hash of VIP and name, ties by name: of several candidates the
+/// greatest announces it.
 pub fn rank<'a>(seed: &[u8; 16], vip: IpAddr) -> impl Fn(&'a str) -> (u64, &'a str) + use<'a> {
     let octets = lb_common::net::Addr::from(vip).octets();
     let keyed = absorb(keyed(seed, DOMAIN), &octets);
@@ -34,6 +24,15 @@ mod tests {
 
     use super::*;
     use crate::model::seed::seed_from;
+
+    fn announcer<'a>(
+        seed: &[u8; 16],
+        vip: IpAddr,
+        candidates: impl IntoIterator<Item = &'a str>,
+    ) -> Option<&'a str> {
+        let rank = rank(seed, vip);
+        candidates.into_iter().max_by_key(|name| rank(name))
+    }
 
     fn vips() -> Vec<IpAddr> {
         let v4 = (0..1000u32).map(|i| IpAddr::V4((0x0a00_0000 + i).into()));

@@ -6,6 +6,6 @@ pub mod elect;
 pub mod owners;
 
 pub use desired::{
-    Askers, Desired, DesiredBackend, DesiredFrontend, DesiredNode, DesiredVip, Inputs, askers,
-    desired, follow, holders, targets,
+    Askers, Desired, DesiredBackend, DesiredFrontend, DesiredNode, DesiredVip, FrontendKey, Inputs,
+    askers, desired, follow, holders, targets,
 };

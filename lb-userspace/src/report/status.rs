@@ -48,8 +48,6 @@ pub struct AgentStatus {
     #[serde(default)]
     pub problems: Vec<Problem>,
     #[serde(default)]
-    pub peers: Vec<Peer>,
-    #[serde(default)]
     pub targets: Vec<TargetStatus>,
     #[serde(default)]
     pub frontends: Vec<FrontendStatus>,
@@ -82,19 +80,6 @@ pub struct Attachment {
     /// Why it is not the better mode.
     #[serde(default)]
     pub reason: Option<String>,
-}
-
-/// Another node, as this node's probes see it.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct Peer {
-    pub node: String,
-    #[serde(default)]
-    pub addresses: Vec<IpAddr>,
-    /// Its data plane answers.
-    pub alive: bool,
-    /// Age of its agent's heartbeat in ms, from its last answer; null: never had an agent, or no answer yet.
-    #[serde(default)]
-    pub heartbeat_ms: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -241,14 +226,6 @@ pub struct DrainStatus {
 }
 
 impl AgentStatus {
-    /// In what other nodes do not fit together with this one.
-    pub fn skew(&self) -> Vec<Problem> {
-        let own = self.members.iter().find(|member| member.node == self.node);
-        let own_layout = own.and_then(|member| member.layout);
-        let others = self.members.iter().filter(|member| member.node != self.node);
-        others.flat_map(|member| member.skew(&self.node, &self.version, own_layout)).collect()
-    }
-
     /// Reads `<state_dir>/status.json`. `None` where there is no such file.
     pub fn read(state_dir: &Path) -> io::Result<Option<Self>> {
         let text = match fs::read_to_string(state_dir.join(FILE)) {
@@ -272,31 +249,6 @@ impl AgentStatus {
         file.write_all(b"\n")?;
         file.persist(state_dir.join(FILE))?;
         Ok(())
-    }
-}
-
-impl MemberStatus {
-    /// `own`, `version` and `layout` are those of the node that looks.
-    fn skew(&self, own: &str, version: &str, layout: Option<u32>) -> Vec<Problem> {
-        let same = "run the same weir on both";
-        let version = self.version.as_deref().filter(|theirs| *theirs != version).map(|theirs| {
-            format!("its agent is version {theirs}, that of {own} {version}: {same}")
-        });
-        let layout = self.layout.zip(layout).filter(|(theirs, ours)| theirs != ours);
-        let layout = layout.map(|(theirs, ours)| {
-            format!("its maps are of layout {theirs}, those of {own} of {ours}: {same}")
-        });
-        let tunnel = self
-            .other_tunnel_version
-            .map(|theirs| format!("its tunnel header is of version {theirs}, not {own}'s: {same}"));
-        let seed = self.seed_differs.then(|| {
-            format!(
-                "it holds another seed than {own}, so their tables differ: set the same Agent \
-                 spec.seed on both and restart the agents"
-            )
-        });
-        let problem = |message| Problem { object: format!("Node/{}", self.node), message };
-        [version, layout, tunnel, seed].into_iter().flatten().map(problem).collect()
     }
 }
 
@@ -324,34 +276,6 @@ mod tests {
         };
         status.write(dir.path()).unwrap();
         assert_eq!(AgentStatus::read(dir.path()).unwrap(), Some(status));
-    }
-
-    #[test]
-    fn nodes_that_do_not_fit_are_named_with_what_differs() {
-        let member = |node: &str, version: &str, layout| MemberStatus {
-            node: node.into(),
-            version: Some(version.into()),
-            layout: Some(layout),
-            ..Default::default()
-        };
-        let mut status = AgentStatus {
-            node: "a".into(),
-            version: "1".into(),
-            members: vec![member("a", "1", 3), member("b", "1", 3), MemberStatus::default()],
-            ..Default::default()
-        };
-        assert_eq!(status.skew(), []);
-        status.members[1] = MemberStatus {
-            other_tunnel_version: Some(9),
-            seed_differs: true,
-            ..member("b", "2", 4)
-        };
-        let skew = status.skew();
-        let parts = ["version 2, that of a 1", "layout 4, those of a of 3", "version 9", "seed"];
-        assert_eq!(skew.len(), parts.len());
-        for (problem, part) in skew.iter().zip(parts) {
-            assert!(problem.object == "Node/b" && problem.message.contains(part), "{problem:?}");
-        }
     }
 
     #[test]

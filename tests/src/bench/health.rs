@@ -169,7 +169,7 @@ async fn probe(word: WordCost) -> Result<HealthReport> {
     let (port, served) = listen()?;
     let (wanted, targets_in) = watch::channel(Arc::default());
     let (_members, members_in) = watch::channel(Arc::new(Members::assumed("here", ["here"])));
-    let (_words, words_in) = mpsc::channel(1);
+    let (_words, words_in) = mpsc::unbounded_channel();
     let (publish, mut published) = mpsc::unbounded_channel();
     let (verdicts, mut verdicts_out) = watch::channel(Arc::<Verdicts>::default());
     let settings = Settings { node: "here".into(), seed: SEED, run: 1 };

@@ -47,7 +47,7 @@ fn plan(frontends: &[(&str, &[u32])]) -> Desired {
         let owners = backends.iter().map(|n| (backend(*n), 1)).collect();
         let object = format!("object-{at}");
         plan.frontends.insert(key, DesiredFrontend { object, slots: SLOTS, owners, flags: 0 });
-        plan.vips.insert(key.address, DesiredVip { announcer: "here".into(), echo: true });
+        plan.vips.insert(key.address, DesiredVip { echo: true });
         for n in *backends {
             let node = if n % 2 == 0 { "here" } else { "there" }.to_owned();
             let protocols = BTreeSet::from([Protocol::Tcp]);

@@ -70,8 +70,7 @@ const SETTLE: Duration = Duration::from_secs(5);
 const REJOIN: Duration = Duration::from_secs(1);
 
 /// What was sent, refused and ignored since the start.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, serde::Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Counts {
     pub datagrams: u64,
     pub bytes: u64,
@@ -87,6 +86,23 @@ pub struct Counts {
     pub served: u64,
     /// Incarnations taken because others remembered a later one.
     pub rejoins: u64,
+}
+
+impl Counts {
+    /// All of them, by the name that status gives them.
+    pub fn by_name(&self) -> [(&'static str, u64); 9] {
+        [
+            ("datagrams", self.datagrams),
+            ("bytes", self.bytes),
+            ("malformed", self.malformed),
+            ("strangers", self.strangers),
+            ("refused", self.refused),
+            ("dropped_rumours", self.dropped_rumours),
+            ("pulls", self.pulls),
+            ("served", self.served),
+            ("rejoins", self.rejoins),
+        ]
+    }
 }
 
 /// How far an own log for an audience has been told.

@@ -82,7 +82,7 @@ pub enum Opened {
 }
 
 /// How often something was ignored.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Refusal {
     pub count: u64,
     /// Where the last one came from, by its own word.
@@ -90,8 +90,7 @@ pub struct Refusal {
 }
 
 /// What was ignored, by reason.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, serde::Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Refusals {
     pub malformed: Refusal,
     pub oversized: Refusal,
@@ -115,10 +114,21 @@ impl Refusals {
         it.last = Some(from);
     }
 
+    /// All of them, by the name that status gives them.
+    pub fn by_name(&self) -> [(&'static str, Refusal); 6] {
+        let Self { malformed, oversized, wrong_key, forged, replayed, unknown_session } = *self;
+        [
+            ("malformed", malformed),
+            ("oversized", oversized),
+            ("wrong_key", wrong_key),
+            ("forged", forged),
+            ("replayed", replayed),
+            ("unknown_session", unknown_session),
+        ]
+    }
+
     pub fn total(&self) -> u64 {
-        let Self { malformed, oversized, wrong_key, forged, replayed, unknown_session } = self;
-        let all = [malformed, oversized, wrong_key, forged, replayed, unknown_session];
-        all.iter().map(|it| it.count).sum()
+        self.by_name().iter().map(|(_, it)| it.count).sum()
     }
 }
 

@@ -215,9 +215,8 @@ fn full_tables_forget_the_oldest() {
 fn refusals_are_shown_by_reason() {
     let mut refusals = Refusals::default();
     refusals.count(Why::WrongKey, at(5));
-    let shown = serde_json::to_value(refusals).unwrap();
-    assert_eq!(shown["wrongKey"], serde_json::json!({"count": 1, "last": "192.0.2.1:5"}));
-    assert_eq!(shown["unknownSession"]["count"], 0);
+    let told = refusals.by_name().into_iter().filter(|(_, refusal)| refusal.count > 0);
+    assert_eq!(told.collect::<Vec<_>>(), [("wrong_key", Refusal { count: 1, last: Some(at(5)) })]);
 }
 
 proptest! {

@@ -110,7 +110,6 @@ fn backends_of_dead_nodes_leave_the_owners_and_this_node_never_does() {
     assert_eq!(owners(&plan, http()), ["10.1.0.10:8080*1"], "worker-1 is this node");
     assert_eq!(owners(&plan, key("198.51.100.1", 6443, Protocol::Tcp)), [""; 0]);
     assert_eq!((plan.backends.len(), plan.nodes.len()), (8, 3));
-    assert!(plan.vips.values().all(|vip| vip.announcer == "worker-1"));
 }
 
 #[test]
@@ -144,19 +143,6 @@ fn a_local_only_pool_has_this_nodes_backends_only_and_says_so() {
 }
 
 #[test]
-fn vips_go_to_nodes_with_an_address_of_their_family_if_there_are_any() {
-    let mut intent = intent();
-    for name in ["master-1", "worker-1"] {
-        let node = intent.nodes.get_mut(name).unwrap();
-        node.addresses.retain(|address| address.is_ipv4());
-    }
-    let vip: IpAddr = "2001:db8:1::1".parse().unwrap();
-    let of = |alive| plan(&intent, &Verdicts::new(), &names(alive)).vips[&vip].announcer.clone();
-    assert_eq!(of(&["master-1", "worker-2"]), "worker-2");
-    assert!(["master-1", "worker-1"].contains(&of(&["master-1"]).as_str()));
-}
-
-#[test]
 fn more_backends_than_get_slots_are_a_problem_that_names_the_setting() {
     let mut intent = intent();
     let apps = intent.frontends.get_mut("apps").unwrap();
@@ -170,7 +156,7 @@ fn more_backends_than_get_slots_are_a_problem_that_names_the_setting() {
 }
 
 #[test]
-fn one_address_in_two_objects_has_one_announcer_and_echoes_if_one_does() {
+fn an_address_of_two_objects_echoes_if_one_does() {
     let mut intent = intent();
     let mut other = intent.frontends["dns"].clone();
     other.name = "more".into();
@@ -220,26 +206,6 @@ proptest! {
             prop_assert_eq!(bad.frontends.get(key), Some(frontend));
         }
         prop_assert_eq!(&good.backends, &bad.backends);
-    }
-
-    #[test]
-    fn a_node_that_comes_moves_only_vips_to_itself(
-        before in proptest::collection::btree_set("[a-d]", 0..4), new in "[e-h]",
-    ) {
-        let mut intent = intent();
-        for name in ["a", "b", "c", "d", "e", "f", "g", "h"] {
-            let mut node = intent.nodes["worker-2"].clone();
-            node.name = name.into();
-            node.labels.clear();
-            intent.nodes.insert(name.into(), node);
-        }
-        let mut after = before.clone();
-        after.insert(new.clone());
-        let (old, now) =
-            (plan(&intent, &Verdicts::new(), &before), plan(&intent, &Verdicts::new(), &after));
-        for (vip, wanted) in &now.vips {
-            prop_assert!(wanted.announcer == old.vips[vip].announcer || wanted.announcer == new);
-        }
     }
 
     #[test]
