@@ -192,7 +192,7 @@ fn targets(inlets: &Inlets) -> Vec<TargetStatus> {
         let cause = verdicts.cause(target).map(|cause| TargetCause {
             by: cause.by.iter().map(|node| node.to_string()).collect(),
             votes: Votes { up: cause.up, down: cause.down },
-            since_ms: unix_ms(cause.since),
+            since_ms: cause.since.as_millis() as u64,
         });
         TargetStatus { address: target.address, check: check.into(), health, reason, cause }
     };

@@ -10,7 +10,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::SystemTime,
 };
 
 use super::{
@@ -19,7 +18,7 @@ use super::{
 };
 use crate::{
     membership::topic::{Change, Key, Topic},
-    model::{Cause, Health, Members, Target, Targets, Verdicts},
+    model::{Cause, Health, Members, Target, Targets, UnixTime, Verdicts},
 };
 
 /// An entry of this member that all others should know; without a value: its end.
@@ -80,7 +79,7 @@ impl Combine {
     }
 
     /// What is to be judged. The verdicts of what is no longer asked for are forgotten.
-    pub fn set_targets(&mut self, wanted: &Targets, now: SystemTime) {
+    pub fn set_targets(&mut self, wanted: &Targets, now: UnixTime) {
         let gone = self.names.iter().filter(|(target, _)| !wanted.contains_key(*target));
         for (target, name) in gone.map(|(target, name)| (target.clone(), *name)).collect::<Vec<_>>()
         {
@@ -105,7 +104,7 @@ impl Combine {
     }
 
     /// Who lives. A node that is cut off from most others keeps what it knew of them.
-    pub fn set_members(&mut self, members: &Members, now: SystemTime) {
+    pub fn set_members(&mut self, members: &Members, now: UnixTime) {
         if members.isolated {
             return;
         }
@@ -120,7 +119,7 @@ impl Combine {
     }
 
     /// This member's probes have decided anew. Counts only while it is the target's prober.
-    pub fn on_probe(&mut self, target: &Target, health: &Health, now: SystemTime) {
+    pub fn on_probe(&mut self, target: &Target, health: &Health, now: UnixTime) {
         let Some(name) = self.names.get(target).copied() else { return };
         let Some(word) = Word::new(self.run, health) else { return };
         if !self.is_mine(&name) {
@@ -137,7 +136,7 @@ impl Combine {
     }
 
     /// Another member's entry changed. Those of other topics are nothing to this.
-    pub fn on_change(&mut self, change: &Change, now: SystemTime) -> Result<(), Malformed> {
+    pub fn on_change(&mut self, change: &Change, now: UnixTime) -> Result<(), Malformed> {
         let Change { origin, key, value } = change;
         if key.topic != Topic::VERDICT || *origin == self.own {
             return Ok(());
@@ -191,7 +190,7 @@ impl Combine {
     }
 
     /// Gives a target its probers. Whoever is none any more withdraws its word.
-    fn assign(&mut self, name: &Name, now: SystemTime) {
+    fn assign(&mut self, name: &Name, now: UnixTime) {
         let Some(asked) = self.asked.get_mut(name) else { return };
         let probers = self.agents.probers(&self.seed, &asked.node, name);
         if probers == asked.probers {
@@ -225,7 +224,7 @@ impl Combine {
     }
 
     /// An agent has started again: what it said before is void, what followed from that stands.
-    fn forget(&mut self, origin: &Arc<str>, now: SystemTime) {
+    fn forget(&mut self, origin: &Arc<str>, now: UnixTime) {
         let said = self.words.iter().filter(|(_, words)| words.contains_key(origin));
         for name in said.map(|(name, _)| *name).collect::<Vec<_>>() {
             self.forget_word(&name, origin);
@@ -234,7 +233,7 @@ impl Combine {
     }
 
     /// Takes over what the probers of a target say, if that decides.
-    fn judge(&mut self, name: &Name, now: SystemTime) {
+    fn judge(&mut self, name: &Name, now: UnixTime) {
         let Some(Asked { target, probers, .. }) = self.asked.get(name) else { return };
         let words = self.words.get(name);
         let said = probers.iter().filter_map(|prober| words?.get(prober));

@@ -22,8 +22,8 @@ fn target(n: u8) -> Arc<Target> {
     Arc::new(Target { address: ([192, 0, 2, n], 80).into(), check })
 }
 
-fn at(seconds: u64) -> SystemTime {
-    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+fn at(seconds: u64) -> UnixTime {
+    Duration::from_secs(seconds)
 }
 
 fn members(agents: &[&str]) -> Members {

@@ -10,7 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     membership::topic::Change,
-    model::{Health, Members, Target, Targets, Verdicts},
+    model::{Health, Members, Target, Targets, UnixTime, Verdicts},
 };
 
 /// Probes in flight at once, unless the limit on open files leaves less. A probe that waits for its
@@ -86,8 +86,8 @@ pub async fn run(settings: Settings, channels: Channels) {
     });
     let mut checks = Checks::new(shared.clone());
     let mut combine = Combine::new(&settings.node, settings.seed, settings.run);
-    combine.set_members(&members.borrow_and_update().clone(), SystemTime::now());
-    combine.set_targets(&targets.borrow_and_update().clone(), SystemTime::now());
+    combine.set_members(&members.borrow_and_update().clone(), unix_time());
+    combine.set_targets(&targets.borrow_and_update().clone(), unix_time());
     let mut report = interval(REPORT);
     let (mut dirty, mut published, mut malformed) = (false, Instant::now(), 0);
     loop {
@@ -110,21 +110,21 @@ pub async fn run(settings: Settings, channels: Channels) {
                 if changed.is_err() {
                     return;
                 }
-                combine.set_targets(&targets.borrow_and_update().clone(), SystemTime::now());
+                combine.set_targets(&targets.borrow_and_update().clone(), unix_time());
             }
             changed = members.changed() => {
                 if changed.is_err() {
                     return;
                 }
-                combine.set_members(&members.borrow_and_update().clone(), SystemTime::now());
+                combine.set_members(&members.borrow_and_update().clone(), unix_time());
             }
             Some(changes) = words.recv() => {
-                let now = SystemTime::now();
+                let now = unix_time();
                 malformed += changes.iter().filter(|it| combine.on_change(it, now).is_err()).count();
             }
             Some((task, health)) = found.recv() => {
                 if let Some(target) = checks.note(task, &health) {
-                    combine.on_probe(target, &health, SystemTime::now());
+                    combine.on_probe(target, &health, unix_time());
                 }
             }
             Some(_ended) = checks.tasks.join_next() => {}
@@ -251,6 +251,11 @@ async fn watch_target(shared: Arc<Shared>, task: u64, target: Arc<Target>, start
         }
         streak.schedule(&target.check, random(), Instant::now());
     }
+}
+
+/// The clock of the day.
+fn unix_time() -> UnixTime {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 /// Raises the soft limit on open files to the hard one; returns the probes that it allows at once.

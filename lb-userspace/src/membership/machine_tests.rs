@@ -7,7 +7,7 @@ use crate::{
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 
-fn member<'a>(sim: &'a Sim, observer: usize, subject: usize) -> &'a crate::model::MemberState {
+fn member(sim: &Sim, observer: usize, subject: usize) -> &crate::model::MemberState {
     &sim.members(observer).unwrap().nodes[&name(subject)]
 }
 

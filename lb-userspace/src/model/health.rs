@@ -5,7 +5,7 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
     net::SocketAddr,
     sync::Arc,
-    time::SystemTime,
+    time::Duration,
 };
 
 use super::Check;
@@ -38,6 +38,9 @@ impl Health {
     }
 }
 
+/// Time since 1970.
+pub type UnixTime = Duration;
+
 /// Whose word a verdict is.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Cause {
@@ -47,7 +50,7 @@ pub struct Cause {
     pub up: usize,
     pub down: usize,
     /// Since when the target has been up, or down.
-    pub since: SystemTime,
+    pub since: UnixTime,
 }
 
 /// Parts of [`Verdicts`]: as many as make a copy of the list of parts and one of a part of 10,000
@@ -250,7 +253,7 @@ mod tests {
     fn a_cause_takes_no_turn_and_one_change_copies_one_part() {
         let mut verdicts: Verdicts = (0..1000).map(|n| (target(n), Health::Up)).collect();
         let (copy, turn) = (verdicts.clone(), verdicts.turn());
-        let cause = Cause { by: vec!["a".into()], up: 1, down: 0, since: SystemTime::UNIX_EPOCH };
+        let cause = Cause { by: vec!["a".into()], up: 1, down: 0, since: UnixTime::ZERO };
         verdicts.set_cause(&target(7), cause.clone());
         verdicts.set_cause(&target(2000), cause.clone());
         assert_eq!((verdicts.turn(), verdicts.len()), (turn, 1000));

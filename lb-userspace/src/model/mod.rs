@@ -7,7 +7,7 @@ pub mod members;
 pub mod seed;
 
 pub use drains::{Drainable, Drains};
-pub use health::{Cause, Health, Target, Targets, Verdicts};
+pub use health::{Cause, Health, Target, Targets, UnixTime, Verdicts};
 pub use intent::{
     AgentSettings, AnnouncePolicy, Check, CheckKind, Delivery, FrontendObject, FrontendPort,
     GossipSettings, HoldDowns, HttpCheck, Intent, Limits, Member, Node, Pool, PoolMember, Protocol,

@@ -140,7 +140,7 @@ mod tests {
             now += SECOND * 10;
             fate.return_alive(Finding::Answers, &hold_downs, now);
             assert_eq!(fate.held_for(now), Some(SECOND * expected));
-            assert!(!fate.serves(now) && fate.serves(now + SECOND * expected as u32));
+            assert!(!fate.serves(now) && fate.serves(now + SECOND * expected));
         }
         fate.die(1, start + SECOND * 700);
         fate.return_alive(Finding::Answers, &hold_downs, start + SECOND * 701);
