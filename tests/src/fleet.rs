@@ -258,7 +258,13 @@ impl Drop for Fleet<'_> {
             for node in self.lab.nodes() {
                 let log = self.log(node);
                 let tail = log.ceil_char_boundary(log.len().saturating_sub(LOG_TAIL));
-                eprintln!("== agent of {}\n{}", node.name(), &log[tail..]);
+                let status = self.ask(node, &["status"]).unwrap_or_default();
+                eprintln!(
+                    "== agent of {}: problems {}\n{}",
+                    node.name(),
+                    status["problems"],
+                    &log[tail..]
+                );
             }
         }
     }

@@ -60,8 +60,10 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Between two looks at attachments, and the longest time between two reports.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How long a restarted agent leaves the maps as they are to learn who lives and serves.
-const REJOIN_WAIT: Duration = Duration::from_secs(1);
+/// How long a restarted agent leaves the maps as they are to learn who serves, and who lives: until
+/// membership gives the silent up.
+const VERDICTS_WAIT: Duration = Duration::from_secs(1);
+const MEMBERS_WAIT: Duration = Duration::from_millis(2500);
 
 /// Longest wait for the first list of interfaces.
 const INTERFACES_WAIT: Duration = Duration::from_secs(5);
@@ -222,7 +224,8 @@ impl Agent {
         self.state.attach_egress(&self.inlets).await?;
         if self.state.serves()? {
             // A state that serves is better than one made without knowing who lives.
-            let _ = timeout(REJOIN_WAIT, self.inlets.all_known()).await;
+            let _ = timeout(VERDICTS_WAIT, self.inlets.all_judged()).await;
+            let _ = timeout(MEMBERS_WAIT - VERDICTS_WAIT, self.inlets.all_found()).await;
         }
         let mut healthy = self.state.step(&mut self.inlets);
         self.state.attach_ingress(&self.inlets).await?;

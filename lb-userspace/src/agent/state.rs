@@ -75,10 +75,14 @@ impl Inlets {
 }
 
 impl Inlets {
-    /// Returns once every node has been heard or given up, and every target has a verdict.
-    pub async fn all_known(&mut self) {
-        // Senders that are gone show as their tasks' end.
+    /// Returns once every node has been heard or given up.
+    pub async fn all_found(&mut self) {
+        // A sender that is gone shows as its task's end.
         let _ = self.members.wait_for(|members| members.ready).await;
+    }
+
+    /// Returns once every target has a verdict.
+    pub async fn all_judged(&mut self) {
         let targets = plan::targets(&self.intent.borrow());
         let known = |verdicts: &Arc<Verdicts>| targets.keys().all(|it| verdicts.contains_key(it));
         let _ = self.verdicts.wait_for(known).await;

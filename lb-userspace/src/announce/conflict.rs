@@ -17,7 +17,7 @@ use crate::{
     netlink::Interfaces,
 };
 
-/// Within this time after a takeover members may still answer: the former announcer has not heard yet.
+/// For this time members may answer too: one of the two has not heard of the other yet.
 /// Nor is a MAC foreign before all members have said which are theirs.
 pub const HANDOVER: Duration = Duration::from_secs(10);
 
@@ -67,8 +67,8 @@ struct Watched {
     uplink: Uplink,
     since: Instant,
     question: Instant,
-    /// By MAC: when it was heard last.
-    heard: BTreeMap<[u8; 6], Instant>,
+    /// By MAC: when it was heard first and last.
+    heard: BTreeMap<[u8; 6], (Instant, Instant)>,
     /// The handover was over when problems were looked for.
     judged: bool,
 }
@@ -95,9 +95,9 @@ impl Conflicts {
         if claim.mac == watched.uplink.mac || owners.own.contains(&claim.mac) {
             return;
         }
-        watched.heard.retain(|_, at| now < *at + MEMORY);
+        watched.heard.retain(|_, (_, last)| now < *last + MEMORY);
         if watched.heard.len() < MOST_MACS || watched.heard.contains_key(&claim.mac) {
-            watched.heard.insert(claim.mac, now);
+            watched.heard.entry(claim.mac).or_insert((now, now)).1 = now;
         }
     }
 
@@ -113,7 +113,7 @@ impl Conflicts {
 
     /// When a question is due, or a problem ends.
     pub fn next_due(&self) -> Option<Instant> {
-        let ends = self.0.values().flat_map(|it| it.heard.values().map(|at| *at + MEMORY));
+        let ends = self.0.values().flat_map(|it| it.heard.values().map(|(_, last)| *last + MEMORY));
         let judged = self.0.values().filter(|it| !it.heard.is_empty() && !it.judged);
         let judged = judged.map(|it| it.since + HANDOVER);
         self.0.values().map(|it| it.question).chain(ends).chain(judged).min()
@@ -123,15 +123,18 @@ impl Conflicts {
     pub fn problems(&mut self, owners: &Owners, now: Instant) -> Vec<Problem> {
         let mut problems = Vec::new();
         for (vip, watched) in &mut self.0 {
-            watched.heard.retain(|_, at| now < *at + MEMORY);
+            watched.heard.retain(|_, (_, last)| now < *last + MEMORY);
             let over = watched.since + HANDOVER;
             watched.judged = now >= over;
-            let counts = |(mac, at): &(&[u8; 6], &Instant)| match owners.members.contains_key(*mac)
+            let counts = |mac: &[u8; 6], (first, last): (Instant, Instant)| match owners
+                .members
+                .contains_key(mac)
             {
-                true => **at >= over,
+                true => last >= first + HANDOVER,
                 false => owners.complete || now >= over,
             };
-            let macs: Vec<_> = watched.heard.iter().filter(counts).map(|(mac, _)| mac).collect();
+            let counting = watched.heard.iter().filter(|(mac, times)| counts(mac, **times));
+            let macs: Vec<_> = counting.map(|(mac, _)| mac).collect();
             if macs.is_empty() {
                 continue;
             }
@@ -224,10 +227,11 @@ mod tests {
         let now = Instant::now();
         let mut conflicts = watched(now);
         let claim = Claim { address: vip(), mac: MEMBER };
-        conflicts.hear(2, claim, &owners(), after(now, 9));
-        assert_eq!(messages(&mut conflicts, after(now, 9)).len(), 0);
-        conflicts.hear(2, claim, &owners(), after(now, 10));
-        let message = messages(&mut conflicts, after(now, 10)).remove(0);
+        conflicts.hear(2, claim, &owners(), after(now, 20));
+        conflicts.hear(2, claim, &owners(), after(now, 29));
+        assert_eq!(messages(&mut conflicts, after(now, 50)).len(), 0);
+        conflicts.hear(2, claim, &owners(), after(now, 50));
+        let message = messages(&mut conflicts, after(now, 50)).remove(0);
         assert!(
             message.contains("02:00:00:00:00:02 (node worker-2) on eth0; its agent"),
             "{message}"

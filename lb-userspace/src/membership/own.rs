@@ -9,11 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::watch::hold_down;
+use super::watch::{JOIN_MOST, hold_down};
 use crate::model::HoldDowns;
 
-/// A joining node waits for others no longer than this.
-const JOIN_MOST: Duration = Duration::from_secs(2);
 /// Then it says what it is even if it wants no VIPs yet: gossip ends the word of the life before a
 /// second later. Until then that word stands, so that a quick restart costs no VIP.
 const SPEAK_LATEST: Duration = Duration::from_secs(4);

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Finding, Node, Watch, duty::watchers, gateway::Word};
+use super::{Finding, JOIN_MOST, Node, Watch, duty::watchers, gateway::Word};
 use crate::model::Life;
 
 /// Members that must agree on a death.
@@ -44,7 +44,11 @@ impl Watch {
             moved |= self.bring_back(now);
             self.update_able();
         }
-        self.ready |= self.nodes.values().all(|node| node.fate.life != Life::Unknown);
+        let started = *self.started.get_or_insert(now);
+        let all = |holds: fn(Life) -> bool| self.nodes.values().all(|node| holds(node.fate.life));
+        // The network of a node that boots may need its time: the silent are not dead for that.
+        self.ready |=
+            all(Life::forwards) || now >= started + JOIN_MOST && all(|life| life != Life::Unknown);
         self.assign(now);
         self.speak(now);
         self.wake = self.next_wake(now);
@@ -277,7 +281,9 @@ impl Watch {
             let tell = tell.filter(|_| node.fate.void > 0);
             [node.fate.held_until(now), node.pardoned.map(|(since, wait)| since + wait), tell]
         });
+        let join = self.started.filter(|_| !self.ready).map(|started| started + JOIN_MOST);
         let all = of_nodes.flatten().chain(self.gateway.next_timer()).chain(self.healing);
+        let all = all.chain(join);
         all.filter(|at| *at > now).min()
     }
 }

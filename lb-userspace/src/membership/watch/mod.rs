@@ -64,6 +64,9 @@ impl Rules {
     }
 }
 
+/// A node that joins waits for others no longer than this.
+pub const JOIN_MOST: Duration = Duration::from_secs(2);
+
 /// All other nodes.
 #[derive(Debug)]
 pub struct Watch {
@@ -77,6 +80,8 @@ pub struct Watch {
     due: BTreeSet<(Instant, Arc<str>)>,
     /// When a decision may change by time alone.
     wake: Option<Instant>,
+    /// When conclusions were drawn first.
+    started: Option<Instant>,
     /// What others say of each node, of this one too.
     words: BTreeMap<Arc<str>, BTreeMap<Arc<str>, Report>>,
     gateway: Gateway,
@@ -123,6 +128,7 @@ impl Watch {
             names: BTreeMap::new(),
             due: BTreeSet::new(),
             wake: None,
+            started: None,
             words: BTreeMap::new(),
             gateway: Gateway::new(rules.interval),
             ready: false,

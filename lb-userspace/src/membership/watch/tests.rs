@@ -180,7 +180,9 @@ fn silence_from_the_start_is_a_verdict_of_own_probes_alone_and_costs_no_hold_dow
     bench.run(250);
     assert!(!bench.watch.ready());
     bench.run(100);
-    assert_eq!((bench.life("b"), bench.watch.ready(), bench.questions), (Life::Dead, true, 0));
+    assert_eq!((bench.life("b"), bench.watch.ready()), (Life::Dead, false));
+    bench.run(1700);
+    assert_eq!((bench.watch.ready(), bench.questions), (true, 0), "nobody is waited for longer");
     assert_eq!(bench.told["b"].finding, Finding::Unheard, "accuses nobody");
     bench.answer("b", 5);
     bench.run(500);
