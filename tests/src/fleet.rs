@@ -173,18 +173,30 @@ impl<'lab> Fleet<'lab> {
                 self.ask(node, &["status"]).is_ok_and(|status| is_ready(&status, nodes.len()))
             });
         }
-        eventually("all agree on who announces each VIP", SOON, || {
-            let views: Vec<_> = nodes.iter().map(|node| self.vips(node)).collect();
-            let planned =
-                |view: &[VipHere]| view.iter().map(|vip| vip.announcer.clone()).collect::<Vec<_>>();
-            let agreed =
-                views.iter().all(|view| !view.is_empty() && planned(view) == planned(&views[0]));
-            let does = |(node, view): (&Node, &Vec<VipHere>)| {
-                view.iter()
-                    .all(|vip| vip.announced == (vip.announcer.as_deref() == Some(node.name())))
-            };
-            agreed && nodes.iter().zip(&views).all(does)
-        });
+        eventually("all agree on who announces each VIP", SOON, || self.agree());
+    }
+
+    /// What [`Fleet::wait_ready`] waits for, now.
+    pub fn is_ready(&self) -> bool {
+        let nodes = self.lab.nodes();
+        let ready = |node: &Node| {
+            self.ask(node, &["status"]).is_ok_and(|status| is_ready(&status, nodes.len()))
+        };
+        nodes.iter().all(ready) && self.agree()
+    }
+
+    /// Whether all see the same announcer for each VIP, and it does announce it.
+    fn agree(&self) -> bool {
+        let nodes = self.lab.nodes();
+        let views: Vec<_> = nodes.iter().map(|node| self.vips(node)).collect();
+        let planned =
+            |view: &[VipHere]| view.iter().map(|vip| vip.announcer.clone()).collect::<Vec<_>>();
+        let agreed =
+            views.iter().all(|view| !view.is_empty() && planned(view) == planned(&views[0]));
+        let does = |(node, view): (&Node, &Vec<VipHere>)| {
+            view.iter().all(|vip| vip.announced == (vip.announcer.as_deref() == Some(node.name())))
+        };
+        agreed && nodes.iter().zip(&views).all(does)
     }
 
     fn vips(&self, node: &Host) -> Vec<VipHere> {

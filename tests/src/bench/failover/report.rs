@@ -186,7 +186,7 @@ fn print_row(row: &Row) {
         if row.endless * 2 > row.events { &endless } else { &format!("{:.0}", row.median) };
     let min = if row.endless == row.events { &endless } else { &format!("{:.0}", row.min) };
     println!(
-        "{:<17}{:>6} {:<15}{:>8}{:>9}{:>9}{:>13}{:>16}{:>8}{:>9.0}{:>7.0}  {goal}",
+        "{:<25}{:>6} {:<15}{:>8}{:>9}{:>9}{:>13}{:>16}{:>8}{:>9.0}{:>7.0}  {goal}",
         row.system,
         row.nodes,
         row.kind,

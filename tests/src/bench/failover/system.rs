@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -92,7 +92,7 @@ impl<'site> Weir<'site> {
 
 /// What agents log when they take a node for dead.
 const DEATHS: [&str; 2] = ["node is dead", "to=Dead"];
-/// All must announce again what they did at first, hold-downs included.
+/// All must announce again what they did at first, hold-downs and what is remembered of conflicts included.
 const HOME: Duration = Duration::from_secs(90);
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -129,11 +129,15 @@ impl System for Weir<'_> {
 
     fn wait_ready(&self) -> Result<()> {
         let deadline = Instant::now() + HOME;
-        while self.announcers().ok().as_ref() != Some(&self.home) {
-            ensure!(Instant::now() < deadline, "not all VIPs came home to {:?}", self.home);
+        while self.announcers().ok().as_ref() != Some(&self.home) || !self.fleet.is_ready() {
+            if Instant::now() > deadline {
+                let ask =
+                    |node| self.fleet.ask(node, &["status"]).unwrap_or_default()["problems"].take();
+                let problems: Vec<_> = self.site.lab.nodes().iter().map(|node| ask(node)).collect();
+                bail!("not as before within {} s; problems: {problems:?}", HOME.as_secs());
+            }
             thread::sleep(LOOK);
         }
-        self.fleet.wait_ready();
         Ok(())
     }
 }
