@@ -26,6 +26,8 @@ use crate::model::{Card, CardInterface, Life, Members, Problem};
 
 /// Between two looks at whom gossip hears.
 const HEARD_EVERY: Duration = Duration::from_millis(100);
+/// Between two views. What changes alone is seen at once; of many changes at a time not each is.
+const VIEW_EVERY: Duration = Duration::from_millis(20);
 /// A timer later than this means that the process slept: others may hold it for dead.
 const SLEPT: Duration = Duration::from_secs(1);
 
@@ -98,6 +100,7 @@ pub struct Machine {
     card: Option<Arc<Card>>,
     members: Arc<Members>,
     changed: bool,
+    viewed: Option<Instant>,
     changes: Vec<Change>,
     next: Option<Instant>,
 }
@@ -125,6 +128,7 @@ impl Machine {
             card: None,
             members: Arc::default(),
             changed: true,
+            viewed: None,
             changes: Vec::new(),
             next: None,
         }
@@ -270,7 +274,9 @@ impl Machine {
             self.gossip.publish(key, report.encode(), urgent, now);
         }
         let members = self.conclude(now);
-        let timers = [self.watch.next_timer(), self.gossip.next_timer(), self.word.next_timer()];
+        let view = self.viewed.map(|at| at + VIEW_EVERY).filter(|_| self.changed);
+        let timers =
+            [self.watch.next_timer(), self.gossip.next_timer(), self.word.next_timer(), view];
         self.next = timers.into_iter().flatten().min();
         Output {
             probes: self.watch.take_probes(),
@@ -363,10 +369,11 @@ impl Machine {
 
     /// Makes the view anew where something changed, and says what follows from it.
     fn conclude(&mut self, now: Instant) -> Option<Arc<Members>> {
-        let changed = self.watch.take_changed() | std::mem::take(&mut self.changed);
-        if !changed {
+        self.changed |= self.watch.take_changed();
+        if !self.changed || self.viewed.is_some_and(|at| now < at + VIEW_EVERY) {
             return None;
         }
+        (self.changed, self.viewed) = (false, Some(now));
         let void = self.word.learn_void(self.watch.void(&self.own), now);
         let mut members = self.view(now);
         if self.speak(&members, void, now) {

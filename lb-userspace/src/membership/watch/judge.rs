@@ -44,11 +44,12 @@ impl Watch {
             moved |= self.bring_back(now);
             self.update_able();
         }
+        let unknown = |node: &&Node| node.fate.life == Life::Unknown;
+        self.unknown = self.nodes.values().filter(unknown).count();
         let started = *self.started.get_or_insert(now);
-        let all = |holds: fn(Life) -> bool| self.nodes.values().all(|node| holds(node.fate.life));
         // The network of a node that boots may need its time: the silent are not dead for that.
-        self.ready |=
-            all(Life::forwards) || now >= started + JOIN_MOST && all(|life| life != Life::Unknown);
+        self.ready |= self.nodes.values().all(|node| node.fate.life.forwards())
+            || now >= started + JOIN_MOST && self.unknown == 0;
         self.assign(now);
         self.speak(now);
         self.wake = self.next_wake(now);

@@ -85,6 +85,8 @@ pub struct Watch {
     /// What others say of each node, of this one too.
     words: BTreeMap<Arc<str>, BTreeMap<Arc<str>, Report>>,
     gateway: Gateway,
+    /// Nodes that were neither found alive nor dead yet.
+    unknown: usize,
     ready: bool,
     isolated: bool,
     /// After isolation deaths wait until then.
@@ -131,6 +133,7 @@ impl Watch {
             started: None,
             words: BTreeMap::new(),
             gateway: Gateway::new(rules.interval),
+            unknown: 0,
             ready: false,
             isolated: false,
             healing: None,
@@ -157,6 +160,7 @@ impl Watch {
             });
             node.eye.addresses.clone_from(addresses);
         }
+        self.unknown = self.nodes.values().filter(|it| it.fate.life == Life::Unknown).count();
         self.rank_all();
         self.dirty = true;
     }
@@ -169,7 +173,15 @@ impl Watch {
         };
         let before = node.eye.gist(&self.rules);
         let counts = node.eye.on_answer(address, answer, now);
-        self.dirty |= node.matters(before, &self.rules);
+        if counts && node.fate.life == Life::Unknown {
+            // A start brings as many first answers as there are nodes: conclusions wait for the last.
+            let finding = node.finding(&self.rules).unwrap_or_default();
+            node.fate.observe(finding, node.card);
+            self.unknown -= 1;
+            self.dirty |= self.ready || self.unknown == 0;
+        } else {
+            self.dirty |= node.matters(before, &self.rules);
+        }
         counts
     }
 
@@ -192,8 +204,8 @@ impl Watch {
     pub fn on_card(&mut self, origin: &str, version: u64) {
         if let Some(node) = self.nodes.get_mut(origin) {
             node.card = version;
+            self.dirty |= node.fate.void > 0;
             node.fate.on_card(version);
-            self.dirty = true;
         }
     }
 
@@ -201,7 +213,7 @@ impl Watch {
     pub fn set_heard(&mut self, heard: &BTreeSet<Arc<str>>) {
         for (name, node) in &mut self.nodes {
             let heard = heard.contains(name);
-            self.dirty |= heard != node.heard;
+            self.dirty |= heard != node.heard && node.fate.life == Life::Dead;
             node.heard = heard;
         }
     }
