@@ -24,8 +24,6 @@ use super::{
 };
 use crate::model::{Card, CardInterface, Life, Members, Problem};
 
-/// Between two looks at whom gossip hears.
-const HEARD_EVERY: Duration = Duration::from_millis(100);
 /// Between two views. What changes alone is seen at once; of many changes at a time not each is.
 const VIEW_EVERY: Duration = Duration::from_millis(20);
 /// A timer later than this means that the process slept: others may hold it for dead.
@@ -76,6 +74,8 @@ pub struct Output {
 #[derive(Debug, Default)]
 struct Said {
     card: Option<Arc<Card>>,
+    /// Of the card.
+    version: u64,
     announces: BTreeSet<IpAddr>,
 }
 
@@ -92,8 +92,7 @@ pub struct Machine {
     rng: StdRng,
     said: BTreeMap<Arc<str>, Said>,
     drained: BTreeSet<String>,
-    heard: BTreeSet<Arc<str>>,
-    heard_at: Option<Instant>,
+    heard: Arc<BTreeSet<Arc<str>>>,
     /// A member has told all it knows.
     pulled: bool,
     /// This node's published card.
@@ -122,8 +121,7 @@ impl Machine {
             rng,
             said: BTreeMap::new(),
             drained: BTreeSet::new(),
-            heard: BTreeSet::new(),
-            heard_at: None,
+            heard: Arc::default(),
             pulled: false,
             card: None,
             members: Arc::default(),
@@ -266,7 +264,7 @@ impl Machine {
 
     /// Draws the conclusions from all inputs and gives what is to be done.
     pub fn poll(&mut self, now: Instant) -> Output {
-        self.listen(now);
+        self.listen();
         self.watch.decide(now);
         for (name, report) in self.watch.take_reports() {
             let urgent = report.finding == Finding::Silent || report.void > 0;
@@ -274,9 +272,10 @@ impl Machine {
             self.gossip.publish(key, report.encode(), urgent, now);
         }
         let members = self.conclude(now);
+        // What waits for the next view waits for nothing else.
         let view = self.viewed.map(|at| at + VIEW_EVERY).filter(|_| self.changed);
-        let timers =
-            [self.watch.next_timer(), self.gossip.next_timer(), self.word.next_timer(), view];
+        let own = view.or(self.word.next_timer());
+        let timers = [self.watch.next_timer(), self.gossip.next_timer(), own];
         self.next = timers.into_iter().flatten().min();
         Output {
             probes: self.watch.take_probes(),
@@ -322,15 +321,12 @@ impl Machine {
     }
 
     /// Takes up what gossip brought.
-    fn listen(&mut self, now: Instant) {
-        if self.heard_at.is_none_or(|at| now.saturating_duration_since(at) >= HEARD_EVERY) {
-            self.heard_at = Some(now);
-            let heard = self.gossip.heard();
-            if heard != self.heard {
-                self.watch.set_heard(&heard);
-                self.heard = heard;
-                self.changed = true;
-            }
+    fn listen(&mut self) {
+        let heard = self.gossip.heard();
+        if !Arc::ptr_eq(&heard, &self.heard) {
+            self.watch.set_heard(&heard);
+            self.heard = heard;
+            self.changed = true;
         }
         for change in self.gossip.take_changes() {
             match change.key.topic {
@@ -353,6 +349,7 @@ impl Machine {
         let card = change.value.as_deref().and_then(|value| serde_json::from_slice(value).ok());
         said.card = card.map(Arc::new);
         let version = self.gossip.version(&change.origin, &change.key).unwrap_or_default();
+        said.version = version;
         self.watch.on_card(&change.origin, version);
         self.changed = true;
     }
@@ -391,11 +388,10 @@ impl Machine {
             let Some(said) = self.said.get(name.as_str()) else { continue };
             member.announces.clone_from(&said.announces);
             let Some(card) = &said.card else { continue };
-            let version = self.gossip.version(name, &Key::new(Topic::CARD, "")).unwrap_or_default();
             member.announcing = card.announcing
                 && !card.leaving
                 && !self.drained.contains(name)
-                && version > self.watch.void(name);
+                && said.version > self.watch.void(name);
             member.card = Some(Arc::clone(card));
         }
         if let Some(own) = nodes.get_mut(&self.own) {
@@ -429,7 +425,9 @@ impl Machine {
         let bytes = serde_json::to_vec(&card).expect("names and numbers always encode");
         self.gossip.publish(key, Some(bytes), urgent, now);
         let card = Arc::new(card);
-        self.said.entry(self.own.as_str().into()).or_default().card = Some(Arc::clone(&card));
+        let version = self.gossip.version(&self.own, &Key::new(Topic::CARD, ""));
+        let said = self.said.entry(self.own.as_str().into()).or_default();
+        (said.card, said.version) = (Some(Arc::clone(&card)), version.unwrap_or_default());
         self.card = Some(card);
         true
     }

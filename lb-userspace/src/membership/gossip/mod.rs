@@ -119,6 +119,7 @@ pub struct Gossip {
     swim: Swim,
     board: Board,
     nodes: BTreeMap<Arc<str>, Node>,
+    heard: Arc<BTreeSet<Arc<str>>>,
     seeds: Vec<SocketAddr>,
     rumours: Rumours,
     /// By audience; the log for all under the empty name.
@@ -144,6 +145,7 @@ impl Gossip {
             swim: Swim::new(identity, rng_seed),
             board: Board::new(own.clone(), incarnation),
             nodes: BTreeMap::new(),
+            heard: Arc::default(),
             seeds: Vec::new(),
             rumours: Rumours::default(),
             told: BTreeMap::new(),
@@ -179,6 +181,7 @@ impl Gossip {
         self.seeds = seeds.to_vec();
         self.board.set_origins(self.nodes.keys());
         self.swim.set_size(self.nodes.len() + 1);
+        self.note_heard();
         self.next_round = self.next_round.min(now);
     }
 
@@ -245,9 +248,15 @@ impl Gossip {
         self.board.get(origin, key)
     }
 
-    /// Configured nodes whose agents can be talked to, this one not among them.
-    pub fn heard(&self) -> BTreeSet<Arc<str>> {
-        self.swim.active().filter(|name| self.nodes.contains_key(*name)).cloned().collect()
+    /// Configured nodes whose agents can be talked to, this one not among them. The same `Arc` while
+    /// nothing changed.
+    pub fn heard(&self) -> Arc<BTreeSet<Arc<str>>> {
+        Arc::clone(&self.heard)
+    }
+
+    fn note_heard(&mut self) {
+        let active = self.swim.active().filter(|name| self.nodes.contains_key(*name));
+        self.heard = Arc::new(active.cloned().collect());
     }
 
     pub fn counts(&self) -> Counts {
@@ -426,6 +435,9 @@ impl Gossip {
 
     fn perform(&mut self, effects: Effects, now: Instant) {
         self.counts.strangers += effects.strangers;
+        if effects.moved {
+            self.note_heard();
+        }
         for (to, data) in effects.sends {
             self.send(&to.name, &Datagram::Swim(&data), now);
         }
@@ -488,7 +500,7 @@ impl Gossip {
         }
         let heard = self.heard();
         let often = (3 + (heard.len() + 1).ilog2()).min(2 * heard.len() as u32);
-        for node in some(heard.into_iter().collect(), SPREAD_TO, &mut self.rng) {
+        for node in some(heard.iter().cloned().collect(), SPREAD_TO, &mut self.rng) {
             let rumours = self.rumours.take(self.say_budget(), often);
             self.say(&node, &rumours, now);
         }

@@ -113,7 +113,8 @@ impl Gossip {
         count: usize,
         wanted: impl Fn(&Arc<str>) -> bool,
     ) -> Vec<Arc<str>> {
-        some(self.heard().into_iter().filter(wanted).collect(), count, &mut self.rng)
+        let heard = self.heard.iter().filter(|it| wanted(it)).cloned().collect();
+        some(heard, count, &mut self.rng)
     }
 
     fn delta_budget(&self, audience: &str) -> usize {

@@ -33,6 +33,8 @@ pub struct Effects {
     pub sends: Vec<(Identity, Vec<u8>)>,
     /// Who has become active.
     pub came: Vec<Arc<str>>,
+    /// Somebody became active or no longer is.
+    pub moved: bool,
     /// Members in a datagram that are not configured.
     pub strangers: u64,
     timers: Vec<(Duration, Timer<Identity>)>,
@@ -40,6 +42,7 @@ pub struct Effects {
 
 impl Runtime<Identity> for Effects {
     fn notify(&mut self, notification: Notification<'_, Identity>) {
+        self.moved = true;
         if let Notification::MemberUp(it) = notification {
             self.came.push(it.name.clone());
         }
@@ -133,7 +136,7 @@ impl Swim {
         // What it did before it found a fault stands.
         let result = self.foca.handle_data(&data, &mut effects);
         self.keep_timers(&mut effects, now);
-        if result.is_err() && effects.sends.is_empty() && effects.came.is_empty() {
+        if result.is_err() && effects.sends.is_empty() && !effects.moved {
             return Err(Malformed);
         }
         Ok(effects)
