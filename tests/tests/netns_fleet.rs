@@ -239,10 +239,14 @@ fn commands_work_without_an_agent(
         }
         let known = list(&["arrivals", "--limit", "0"], "arrivals");
         for (server, connection) in connections {
+            // One port of the client may lead to several VIPs.
             let client = connection.local_addr().unwrap().to_string();
-            let here = known
-                .iter()
-                .any(|arrival| arrival["client"] == client && arrival["map"] == "established");
+            let vip = connection.peer_addr().unwrap().to_string();
+            let here = known.iter().any(|arrival| {
+                arrival["client"] == client
+                    && arrival["map"] == "established"
+                    && arrival["frontend"].as_str().is_some_and(|it| it.starts_with(&vip))
+            });
             assert_eq!(here, server == node.name(), "{client}");
         }
         assert!(fleet.count(node, "returned") > 0);

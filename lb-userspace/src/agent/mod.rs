@@ -316,7 +316,8 @@ fn wire(
     let nodes = watch::Sender::new(state::addresses(&source.intent().borrow()));
     let targets = watch::Sender::new(crate::plan::targets(&source.intent().borrow()));
     let keys = watch::Sender::new(agent.gossip.keys.clone());
-    let own = watch::Sender::new(Arc::default());
+    let drained = keeper.drains().forwarding().map(str::to_owned).collect();
+    let own = watch::Sender::new(Arc::new(membership::Own { drained, ..Default::default() }));
     let announced = watch::Sender::new(Arc::new(BTreeMap::<IpAddr, announce::Uplink>::new()));
     let (hops, hops_in) = watch::channel(Arc::default());
     let (interfaces, interfaces_in) = watch::channel(Arc::default());

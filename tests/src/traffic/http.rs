@@ -148,6 +148,10 @@ impl Connection {
         Ok(self.stream.local_addr()?)
     }
 
+    pub fn peer_addr(&self) -> Result<SocketAddr, Failure> {
+        Ok(self.stream.peer_addr()?)
+    }
+
     fn exchange(&mut self, connection: &str, deadline: Deadline) -> Result<Answer, Failure> {
         let request = format!("GET / HTTP/1.1\r\nHost: lab\r\nConnection: {connection}\r\n\r\n");
         deadline.limit(&self.stream)?;
