@@ -219,12 +219,22 @@ impl State {
         let applied = self.apply(around, &scope);
         if applied {
             self.own.applied = true;
-            self.own.announced = announced.keys().copied().collect();
+            self.announce(announced.keys().copied().collect());
             tell(&self.outlets.announced, Arc::new(announced));
         }
         self.own.facts = facts(&intent, &interfaces);
         self.speak();
         applied
+    }
+
+    fn announce(&mut self, now: BTreeSet<IpAddr>) {
+        for vip in now.difference(&self.own.announced) {
+            tracing::info!(%vip, "announced here");
+        }
+        for vip in self.own.announced.difference(&now) {
+            tracing::info!(%vip, by = self.election.elected(*vip), "no longer announced here");
+        }
+        self.own.announced = now;
     }
 
     /// Tells the other members what has changed about this one.

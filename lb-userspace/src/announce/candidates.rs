@@ -167,16 +167,20 @@ impl<'a> Fields<'a> {
             }
         }
         let patterns = self.patterns(vip);
-        let mut prefer = |reason, wanted: &dyn Fn(&Facts<'_>) -> bool| {
-            if living.iter().any(wanted) && !living.iter().all(wanted) {
-                let left = living.extract_if(.., |facts| !wanted(facts));
-                field.excluded.entry(reason).or_default().extend(left);
+        // Of whom it is not known stays: it may be as good, and is waited for.
+        let mut prefer = |reason, wanted: &dyn Fn(&Facts<'_>) -> Option<bool>| {
+            if living.iter().any(|facts| wanted(facts) == Some(true)) {
+                let left: Vec<_> =
+                    living.extract_if(.., |facts| wanted(facts) == Some(false)).collect();
+                if !left.is_empty() {
+                    field.excluded.entry(reason).or_default().extend(left);
+                }
             }
         };
         prefer(Exclusion::Subnet, &|facts| {
-            facts.allowed(patterns).is_some_and(|mut it| it.any(|one| on_link(one, vip)))
+            facts.allowed(patterns).map(|mut it| it.any(|one| on_link(one, vip)))
         });
-        prefer(Exclusion::Family, &|facts| facts.node.address_like(vip).is_some());
+        prefer(Exclusion::Family, &|facts| Some(facts.node.address_like(vip).is_some()));
 
         let rank = elect::rank(&self.inputs.intent.agent.seed, vip);
         field.order = living.iter().map(|facts| facts.candidate(vip)).collect();
