@@ -75,7 +75,7 @@ impl Rig {
         eventually("the agent serves", SOON, || {
             let alive =
                 |maps: &Maps| maps.heartbeat() > before && maps.frontends.iter().count() == 2;
-            self.maps().is_some_and(|maps| alive(&maps)) && self.has_xdp()
+            self.maps().is_some_and(|maps| alive(&maps)) && self.has_xdp() && self.has_links()
         });
         process
     }
@@ -89,6 +89,11 @@ impl Rig {
 
     fn maps(&self) -> Option<Maps> {
         Maps::open(&self.pins()).ok()
+    }
+
+    /// Both programs' links are pinned, which follows being attached.
+    fn has_links(&self) -> bool {
+        fs::read_dir(self.pins().join("links")).is_ok_and(|entries| entries.count() == 2)
     }
 
     fn has_xdp(&self) -> bool {
