@@ -24,7 +24,7 @@ use super::{
 };
 use crate::model::{Card, CardInterface, Life, Members, Problem};
 
-/// Between two views. What changes alone is seen at once; of many changes at a time not each is.
+/// Between two views, except for deaths and returns: of many changes at a time not each is seen.
 const VIEW_EVERY: Duration = Duration::from_millis(20);
 /// A timer later than this means that the process slept: others may hold it for dead.
 const SLEPT: Duration = Duration::from_secs(1);
@@ -367,7 +367,9 @@ impl Machine {
     /// Makes the view anew where something changed, and says what follows from it.
     fn conclude(&mut self, now: Instant) -> Option<Arc<Members>> {
         self.changed |= self.watch.take_changed();
-        if !self.changed || self.viewed.is_some_and(|at| now < at + VIEW_EVERY) {
+        let at_once = self.watch.take_moved();
+        let soon = self.viewed.is_some_and(|at| now < at + VIEW_EVERY);
+        if !self.changed || (soon && !at_once) {
             return None;
         }
         (self.changed, self.viewed) = (false, Some(now));

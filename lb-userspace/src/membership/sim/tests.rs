@@ -64,12 +64,12 @@ fn a_cluster_that_boots_is_ready_and_wants_vips_within_five_seconds() {
 }
 
 #[test]
-fn a_node_that_loses_power_is_dead_for_all_within_450_ms() {
+fn a_node_that_loses_power_is_dead_for_all_within_400_ms() {
     for (count, seeds) in [(3, 20), (10, 5), (50, 1), (100, 1)] {
         let mut all = Vec::new();
         for seed in 0..seeds {
             let mut sim = cluster(count, seed);
-            all.extend(die(&mut sim, &[seed as usize % count], MS * 450));
+            all.extend(die(&mut sim, &[seed as usize % count], MS * 400));
         }
         print("one loses power", count, all);
     }

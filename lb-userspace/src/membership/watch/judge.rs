@@ -43,6 +43,7 @@ impl Watch {
             moved |= self.bury(now);
             moved |= self.bring_back(now);
             self.update_able();
+            self.moved |= moved;
         }
         let unknown = |node: &&Node| node.fate.life == Life::Unknown;
         self.unknown = self.nodes.values().filter(unknown).count();

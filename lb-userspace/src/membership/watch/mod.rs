@@ -94,6 +94,8 @@ pub struct Watch {
     /// Something came in that may change a decision.
     dirty: bool,
     changed: bool,
+    /// Somebody died or returned.
+    moved: bool,
     probes: Vec<Probe>,
     reports: Vec<(Arc<str>, Report)>,
 }
@@ -139,6 +141,7 @@ impl Watch {
             healing: None,
             dirty: true,
             changed: true,
+            moved: false,
             probes: Vec::new(),
             reports: Vec::new(),
         }
@@ -267,6 +270,11 @@ impl Watch {
     /// Views may have changed since this was asked last.
     pub fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
+    }
+
+    /// Lives have changed since this was asked last: not to be waited with.
+    pub fn take_moved(&mut self) -> bool {
+        std::mem::take(&mut self.moved)
     }
 
     /// Every other node was found alive or dead once.
