@@ -1,8 +1,9 @@
 //! Who else answers for a VIP that this node announces. Pure: time and frames come in, questions and
 //! problems come out; `watch` does the rest.
 //!
-//! Claims are heard as they come; besides every VIP is asked for a moment after its takeover and now and
-//! then, because who answers only when asked is not heard otherwise.
+//! Claims are heard as they come, and answered by another announcement: neighbours believe who spoke
+//! last. Besides every VIP is asked for a moment after its takeover and now and then, because who answers
+//! only when asked is not heard otherwise.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,6 +25,14 @@ pub const HANDOVER: Duration = Duration::from_secs(10);
 /// From a takeover to the first question, and from one to the next.
 pub const FIRST_QUESTION: Duration = Duration::from_secs(1);
 pub const QUESTIONS: Duration = Duration::from_secs(30);
+
+/// From a claim to the announcement that takes the VIP back, in the neighbours' eyes: who only handed over
+/// or just started is silent by then.
+pub const DEFENCE: Duration = Duration::from_secs(1);
+
+/// Shortest time between two of them, so that two hosts with one address do not shout each other down
+/// (DEFEND_INTERVAL of RFC 5227 1.1).
+pub const DEFENCE_REST: Duration = Duration::from_secs(10);
 
 /// How long a claim is reported that is not heard again: two questions.
 pub const MEMORY: Duration = Duration::from_secs(60);
@@ -71,6 +80,9 @@ struct Watched {
     heard: BTreeMap<[u8; 6], (Instant, Instant)>,
     /// The handover was over when problems were looked for.
     judged: bool,
+    /// When the VIP is announced once more, and when it was last for this reason.
+    defence: Option<Instant>,
+    defended: Option<Instant>,
 }
 
 impl Conflicts {
@@ -84,6 +96,8 @@ impl Conflicts {
                 question: now + FIRST_QUESTION,
                 heard: BTreeMap::new(),
                 judged: false,
+                defence: None,
+                defended: None,
             });
         }
     }
@@ -95,6 +109,8 @@ impl Conflicts {
         if claim.mac == watched.uplink.mac || owners.own.contains(&claim.mac) {
             return;
         }
+        let rested = watched.defended.map_or(now, |at| at + DEFENCE_REST);
+        watched.defence = Some(rested.max(now + DEFENCE));
         watched.heard.retain(|_, (_, last)| now < *last + MEMORY);
         if watched.heard.len() < MOST_MACS || watched.heard.contains_key(&claim.mac) {
             watched.heard.entry(claim.mac).or_insert((now, now)).1 = now;
@@ -111,12 +127,23 @@ impl Conflicts {
         due.map(ask).collect()
     }
 
-    /// When a question is due, or a problem ends.
+    /// VIPs that are to be announced again now, because others claimed them since.
+    pub fn take_defences(&mut self, now: Instant) -> Vec<(IpAddr, Uplink)> {
+        let due = self.0.iter_mut().filter(|(_, it)| it.defence.is_some_and(|at| at <= now));
+        let defend = |(vip, watched): (&IpAddr, &mut Watched)| {
+            (watched.defence, watched.defended) = (None, Some(now));
+            (*vip, watched.uplink.clone())
+        };
+        due.map(defend).collect()
+    }
+
+    /// When a question or a defence is due, or a problem ends.
     pub fn next_due(&self) -> Option<Instant> {
         let ends = self.0.values().flat_map(|it| it.heard.values().map(|(_, last)| *last + MEMORY));
         let judged = self.0.values().filter(|it| !it.heard.is_empty() && !it.judged);
         let judged = judged.map(|it| it.since + HANDOVER);
-        self.0.values().map(|it| it.question).chain(ends).chain(judged).min()
+        let defences = self.0.values().filter_map(|it| it.defence);
+        self.0.values().map(|it| it.question).chain(ends).chain(judged).chain(defences).min()
     }
 
     /// What is wrong now, in the order of the VIPs.
@@ -212,6 +239,25 @@ mod tests {
     }
 
     #[test]
+    fn a_vip_that_others_claimed_is_announced_again_once_they_are_silent_and_seldom() {
+        let now = Instant::now();
+        let mut conflicts = watched(now);
+        let claim = Claim { address: vip(), mac: MEMBER };
+        let half = now + Duration::from_millis(500);
+        conflicts.hear(2, claim, &owners(), now);
+        conflicts.hear(2, claim, &owners(), half);
+        assert_eq!(conflicts.next_due(), Some(after(now, 1)), "the question");
+        conflicts.take_questions(after(now, 1));
+        assert_eq!(conflicts.take_defences(after(now, 1)), []);
+        assert_eq!(conflicts.next_due(), Some(after(half, 1)));
+        assert_eq!(conflicts.take_defences(after(half, 1)).len(), 1);
+        assert_eq!(conflicts.take_defences(after(half, 2)), []);
+        conflicts.hear(2, claim, &owners(), after(half, 2));
+        assert_eq!(conflicts.take_defences(after(half, 10)), []);
+        assert_eq!(conflicts.take_defences(after(half, 11)).len(), 1);
+    }
+
+    #[test]
     fn own_answers_other_addresses_and_other_interfaces_are_no_conflict() {
         let now = Instant::now();
         let mut conflicts = watched(now);
@@ -248,6 +294,7 @@ mod tests {
         let message = messages(&mut conflicts, now).remove(0);
         assert!(message.contains(":ee on eth0"), "only the foreign one: {message}");
         conflicts.take_questions(after(now, 1));
+        conflicts.take_defences(after(now, 1));
         assert_eq!(conflicts.next_due(), Some(after(now, 10)), "then judged in any case");
         assert_eq!(conflicts.problems(&Owners::default(), after(now, 10)).len(), 1);
     }

@@ -13,7 +13,7 @@ use tokio::{sync::watch, time::sleep_until};
 use super::{
     Uplink,
     conflict::{Conflicts, Owners},
-    frames::question,
+    frames::{announcement, question},
     gateway::source,
     socket::{Listener, Sender},
 };
@@ -44,6 +44,12 @@ pub async fn run(
         let links = interfaces.borrow().clone();
         for (vip, uplink) in conflicts.take_questions(now) {
             ask(&sender, &links, vip, &uplink);
+        }
+        for (vip, uplink) in conflicts.take_defences(now) {
+            tracing::info!(%vip, "announced again: another host had claimed it");
+            if let Err(error) = sender.send(uplink.ifindex, &announcement(vip, uplink.mac)) {
+                tracing::warn!(%vip, %error, "not announced again");
+            }
         }
         report(&problems, conflicts.problems(&owners, now));
         let due = conflicts.next_due().unwrap_or(now + IDLE);
