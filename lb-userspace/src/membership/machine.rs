@@ -22,10 +22,12 @@ use super::{
     topic::{Change, Key, Topic},
     watch::{Finding, NodeStatus, Probe, Report, Rules, Watch},
 };
-use crate::model::{Card, CardInterface, Life, Members, Problem};
+use crate::model::{Card, CardInterface, Life, MemberState, Members, Problem};
 
 /// Between two views, except for deaths and returns: of many changes at a time not each is seen.
 const VIEW_EVERY: Duration = Duration::from_millis(20);
+/// A member does not reach a living one when it has said so for so long.
+const UNREACHED_AFTER: Duration = Duration::from_secs(1);
 /// A timer later than this means that the process slept: others may hold it for dead.
 const SLEPT: Duration = Duration::from_secs(1);
 
@@ -88,6 +90,9 @@ pub struct Machine {
     gossip: Gossip,
     watch: Watch,
     word: OwnWord,
+    /// Since when a member (first) does not reach a living one, and when the next of these words counts.
+    unreached: BTreeMap<(String, String), Instant>,
+    unreached_at: Option<Instant>,
     facts: Facts,
     rng: StdRng,
     said: BTreeMap<Arc<str>, Said>,
@@ -117,6 +122,8 @@ impl Machine {
             gossip,
             watch: Watch::new(rules, &settings.node),
             word: OwnWord::new(rules.hold_downs, now),
+            unreached: BTreeMap::new(),
+            unreached_at: None,
             facts: Facts::default(),
             rng,
             said: BTreeMap::new(),
@@ -255,6 +262,7 @@ impl Machine {
         self.watch.on_timer(now, &mut || rng.next_u64());
         self.gossip.on_timer(now);
         self.changed |= self.word.next_timer().is_some_and(|at| at <= now);
+        self.changed |= self.unreached_at.is_some_and(|at| at <= now);
     }
 
     /// When [`Machine::on_timer`] has something to do.
@@ -275,7 +283,8 @@ impl Machine {
         // What waits for the next view waits for nothing else.
         let view = self.viewed.map(|at| at + VIEW_EVERY).filter(|_| self.changed);
         let own = view.or(self.word.next_timer());
-        let timers = [self.watch.next_timer(), self.gossip.next_timer(), own];
+        self.unreached_at = self.unreached_counts(now);
+        let timers = [self.watch.next_timer(), self.gossip.next_timer(), own, self.unreached_at];
         self.next = timers.into_iter().flatten().min();
         Output {
             probes: self.watch.take_probes(),
@@ -384,8 +393,29 @@ impl Machine {
         })
     }
 
-    fn view(&self, now: Instant) -> Members {
+    /// Who is first to miss a node that dies is not cut off from it: only what stays so counts.
+    fn settle_unreached(&mut self, nodes: &mut BTreeMap<String, MemberState>, now: Instant) {
+        let mut since = BTreeMap::new();
+        for (name, member) in nodes {
+            member.unreachable.retain(|subject| {
+                let key = (name.clone(), subject.clone());
+                let first = self.unreached.get(&key).copied().unwrap_or(now);
+                since.insert(key, first);
+                first + UNREACHED_AFTER <= now
+            });
+        }
+        self.unreached = since;
+    }
+
+    /// When somebody's word that it does not reach a node begins to count.
+    fn unreached_counts(&self, now: Instant) -> Option<Instant> {
+        let counts = self.unreached.values().map(|first| *first + UNREACHED_AFTER);
+        counts.filter(|at| *at > now).min()
+    }
+
+    fn view(&mut self, now: Instant) -> Members {
         let mut nodes = self.watch.members(now);
+        self.settle_unreached(&mut nodes, now);
         for (name, member) in &mut nodes {
             let Some(said) = self.said.get(name.as_str()) else { continue };
             member.announces.clone_from(&said.announces);
