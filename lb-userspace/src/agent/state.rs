@@ -195,6 +195,8 @@ impl State {
 
         let difference = self.plan(&intent, &members, &verdicts);
         let Ok(announced) = self.elect(&intent, &members, &interfaces, &verdicts) else {
+            // The plan went on without the maps: the next turn applies all of it.
+            self.applied = None;
             return false;
         };
         let around = Surroundings {
