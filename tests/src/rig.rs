@@ -151,6 +151,19 @@ const SMALL: [(&str, u32); 15] = [
     (map::BACKEND_COUNTERS, 128),
 ];
 
+/// The way to the peer over an interface.
+pub fn hop_to_peer(ifindex: u32, v6: bool) -> Hop {
+    Hop {
+        ifindex,
+        mtu: MTU,
+        destination_mac: PEER_MAC,
+        source_mac: NODE_MAC,
+        source: own(v6).into(),
+        destination: peer(v6).into(),
+        ..Default::default()
+    }
+}
+
 impl Rig {
     /// The data plane with nothing in it but this node, its uplink and one other node.
     pub fn new() -> Result<Self> {
@@ -207,18 +220,7 @@ impl Rig {
             Uplink { ifindex: OTHER_UPLINK, mac: [2, 0, 0, 0, 0, 9], reserved: [0; 6] };
         self.set(map::UPLINKS, 0, uplinks)?;
         for (index, v6) in [(PEER, false), (PEER_OVER_V6, true)] {
-            self.hop(
-                index,
-                Hop {
-                    ifindex: UPLINK,
-                    mtu: MTU,
-                    destination_mac: PEER_MAC,
-                    source_mac: NODE_MAC,
-                    source: own(v6).into(),
-                    destination: peer(v6).into(),
-                    ..Default::default()
-                },
-            )?;
+            self.hop(index, hop_to_peer(UPLINK, v6))?;
             self.member(peer(v6), PEER)?;
         }
         self.state(state::BOOT_ID, BOOT_ID[0])?;

@@ -7,11 +7,13 @@
 //! - [`http`]: one request, or many over one connection; answers name the server
 //! - [`bulk`]: many bytes by TCP in either direction, every one checked
 //! - [`udp`]: datagrams that are echoed with the server's name
+//! - [`under_load`]: requests that go on while something happens
 
 pub mod bulk;
 pub mod http;
 mod server;
 pub mod udp;
+mod under_load;
 
 use std::{
     error::Error,
@@ -21,6 +23,7 @@ use std::{
 };
 
 pub use server::Server;
+pub use under_load::under_load;
 
 /// Why a client got no right answer.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -7,8 +7,6 @@ use std::{
     fs,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
-    thread,
     time::Duration,
 };
 
@@ -22,6 +20,7 @@ use lb_tests::{
     traffic::{
         Failure,
         http::{self, Connection, HttpServer},
+        under_load,
     },
 };
 use serde_json::Value;
@@ -89,40 +88,9 @@ impl Site {
         }
     }
 
-    /// Runs `work` while requests go to all VIPs, one after the other, and returns how they failed. [`REQUESTS`] more are
-    /// sent after it.
+    /// Runs `work` while requests go to all VIPs, one after the other, and returns how they failed.
     fn under_load(&self, work: impl FnOnce()) -> Vec<Failure> {
-        let (done, sent) = (AtomicBool::new(false), AtomicUsize::new(0));
-        thread::scope(|scope| {
-            let load = scope.spawn(|| {
-                let mut failures = Vec::new();
-                for vip in self.vips().into_iter().cycle() {
-                    failures.extend(self.get(vip, WEB).err());
-                    sent.fetch_add(1, Ordering::Relaxed);
-                    if done.load(Ordering::Relaxed) {
-                        return failures;
-                    }
-                }
-                failures
-            });
-            // Ends the load also when `work` panics, or the scope would wait for ever.
-            let end = End(&done);
-            work();
-            let so_far = sent.load(Ordering::Relaxed);
-            eventually("requests go on", 4 * ANSWER, || {
-                sent.load(Ordering::Relaxed) >= so_far + REQUESTS
-            });
-            drop(end);
-            load.join().unwrap()
-        })
-    }
-}
-
-struct End<'a>(&'a AtomicBool);
-
-impl Drop for End<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        under_load(&self.vips(), |vip| self.get(vip, WEB).err(), work)
     }
 }
 

@@ -3,8 +3,6 @@
 use std::{
     net::{IpAddr, SocketAddr},
     process::Command,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
-    thread,
     time::Duration,
 };
 
@@ -14,6 +12,7 @@ use lb_tests::{
     traffic::{
         Failure,
         http::{self, HttpServer},
+        under_load,
     },
 };
 use nix::sys::signal::Signal;
@@ -23,8 +22,6 @@ const ANSWER: Duration = Duration::from_secs(5);
 const WEB: u16 = 80;
 /// VIPs of each family: enough that every node is likely to announce one.
 const VIPS: u8 = 6;
-/// Requests that are sent after something was done, before its test goes on.
-const REQUESTS: usize = 60;
 /// A mute node's VIPs move after 5 s.
 const MUTE_MOVES: Duration = Duration::from_secs(30);
 /// Short, so that tests need not wait for what they do not look at.
@@ -72,29 +69,7 @@ impl Site {
 
     /// Runs `work` while requests go to all VIPs, one after the other, and returns how they failed.
     fn under_load(&self, work: impl FnOnce()) -> Vec<Failure> {
-        let (done, sent) = (AtomicBool::new(false), AtomicUsize::new(0));
-        thread::scope(|scope| {
-            let load = scope.spawn(|| {
-                let mut failures = Vec::new();
-                for vip in self.vips().into_iter().cycle() {
-                    failures.extend(self.get(vip).err());
-                    sent.fetch_add(1, Ordering::Relaxed);
-                    if done.load(Ordering::Relaxed) {
-                        return failures;
-                    }
-                }
-                failures
-            });
-            // Ends the load also when `work` panics, or the scope would wait for ever.
-            let end = End(&done);
-            work();
-            let so_far = sent.load(Ordering::Relaxed);
-            eventually("requests go on", 4 * ANSWER, || {
-                sent.load(Ordering::Relaxed) >= so_far + REQUESTS
-            });
-            drop(end);
-            load.join().unwrap()
-        })
+        under_load(&self.vips(), |vip| self.get(vip).err(), work)
     }
 
     /// The VIPs that a node announces.
@@ -106,14 +81,6 @@ impl Site {
     fn one_announcer(&self, fleet: &Fleet<'_>, nodes: &[&Node]) -> bool {
         let counts = |vip: &IpAddr| nodes.iter().filter(|node| fleet.announces(node, *vip)).count();
         self.vips().iter().all(|vip| counts(vip) == 1)
-    }
-}
-
-struct End<'a>(&'a AtomicBool);
-
-impl Drop for End<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }
 

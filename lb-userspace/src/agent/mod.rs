@@ -19,7 +19,7 @@ use std::{
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context, bail};
@@ -295,11 +295,6 @@ fn load(intent: &Intent) -> anyhow::Result<(Loaded, Maps, heartbeat::Heartbeat)>
     Ok((loaded, maps, heartbeat))
 }
 
-/// This life of the agent, by the clock of the day.
-fn life() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
-}
-
 /// Orders of administrators, given to this agent or to others.
 struct Orders {
     asked: mpsc::Receiver<control::Asked>,
@@ -353,6 +348,8 @@ fn wire(
         publish: publish.clone(),
     };
     let seed_tag = Keys::of(&agent.seed).tag;
+    // Greater in each life of the agent.
+    let life = report::unix_ms(SystemTime::now());
 
     let (node, followed) = (agent.node.clone(), nodes.subscribe());
     tasks.spawn(async move {
@@ -369,13 +366,13 @@ fn wire(
         verdicts: words,
         drains,
     };
-    let ended = membership::start(membership_settings(agent, seed_tag), life(), channels)
+    let ended = membership::start(membership_settings(agent, seed_tag), life, channels)
         .context("start membership")?;
     tasks.spawn(async move {
         ended.await;
         Ok(())
     });
-    let settings = health::Settings { node: agent.node.clone(), seed: agent.seed, run: life() };
+    let settings = health::Settings { node: agent.node.clone(), seed: agent.seed, run: life };
     let channels = health::Channels {
         targets: targets.subscribe(),
         members: members_in.clone(),

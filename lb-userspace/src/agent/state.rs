@@ -158,15 +158,17 @@ impl State {
         keeper: Keeper,
         about: About,
     ) -> Self {
-        let mut state = Self {
+        // What the others were told first.
+        let own = Own::clone(&outlets.own.borrow());
+        Self {
             data_plane,
             loaded,
+            own,
             outlets,
             about,
             basis: None,
             election: Election::default(),
             elected: None,
-            own: Own::default(),
             keeper,
             applied: None,
             desired: Desired::default(),
@@ -174,9 +176,7 @@ impl State {
             attachments: BTreeMap::new(),
             unattached: BTreeMap::new(),
             reported: None,
-        };
-        state.drain();
-        state
+        }
     }
 
     /// Whether a former agent's maps forward something.
@@ -340,13 +340,9 @@ impl State {
         if let Some((key, value)) = publication {
             // A receiver that is gone shows as its task's end.
             let _ = self.outlets.publish.send((key, Some(value)));
-            self.drain();
+            self.own.drained = self.keeper.drains().forwarding().map(str::to_owned).collect();
             self.speak();
         }
-    }
-
-    fn drain(&mut self) {
-        self.own.drained = self.keeper.drains().forwarding().map(str::to_owned).collect();
     }
 
     /// From now on this node hands its VIPs over.

@@ -16,8 +16,7 @@ use lb_common::{abi::LAYOUT_VERSION, net::Addr};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{
-    board::Request,
-    gossip::{Counts, Gossip, Malformed, Pull, Serving},
+    gossip::{Counts, Gossip, Malformed, Pull},
     own::{Others, OwnWord},
     topic::{Change, Key, Topic},
     watch::{Finding, NodeStatus, Probe, Report, Rules, Watch},
@@ -62,7 +61,7 @@ pub struct Output {
     pub probes: Vec<Probe>,
     /// To seal and send.
     pub datagrams: Vec<(SocketAddr, Vec<u8>)>,
-    /// Streams to open; each ends with [`Machine::on_pulled`].
+    /// Streams to open; each ends with [`Gossip::on_pulled`] and [`Machine::note_pulled`].
     pub pulls: Vec<Pull>,
     /// Ask the gateways and tell [`Machine::on_gateway`].
     pub ask_gateway: bool,
@@ -200,7 +199,7 @@ impl Machine {
         self.gossip.publish(key, value, urgent, now);
     }
 
-    /// Audiences and what else only concerns gossip.
+    /// Audiences, streams and what else only concerns gossip.
     pub fn gossip(&mut self) -> &mut Gossip {
         &mut self.gossip
     }
@@ -225,26 +224,10 @@ impl Machine {
         self.watch.on_gateway(answered, now);
     }
 
-    /// Takes a chunk of a stream that `node` answers.
-    pub fn on_chunk(&mut self, node: &str, chunk: &[u8], now: Instant) -> Result<(), Malformed> {
-        self.gossip.on_chunk(node, chunk, now)
-    }
-
-    /// A stream has ended; `complete`: with all that the other had to say.
-    pub fn on_pulled(&mut self, node: &str, complete: bool, now: Instant) {
+    /// A stream that gossip wanted has ended; `complete`: with all that the other had to say.
+    pub fn note_pulled(&mut self, complete: bool) {
         self.pulled |= complete;
-        self.gossip.on_pulled(node, now);
         self.changed = true;
-    }
-
-    /// Begins to answer a stream.
-    pub fn serve(&mut self, request: &Request, now: Instant) -> Option<Serving> {
-        self.gossip.serve(request, now)
-    }
-
-    /// The next chunk of an answer; None: this was all.
-    pub fn next_chunk(&self, serving: &mut Serving) -> Option<Vec<u8>> {
-        self.gossip.next_chunk(serving)
     }
 
     /// Does what is due. All packets that have arrived were fed before.

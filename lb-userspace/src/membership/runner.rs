@@ -285,16 +285,11 @@ impl Runner {
     }
 
     fn on_stream(&mut self, event: Event) {
-        let now = Instant::now();
-        match event {
-            Event::End { node, result } => {
-                if let Err(error) = &result {
-                    tracing::debug!(%node, %error, "pull failed");
-                }
-                self.machine.on_pulled(&node, result.is_ok(), now);
-            }
-            Event::Refused { from, why } => self.seal.refuse(why, from),
-            event => drop(event.handle(self.machine.gossip(), now)),
+        if let Event::End { result, .. } = &event {
+            self.machine.note_pulled(result.is_ok());
+        }
+        if let Some((from, why)) = event.handle(self.machine.gossip(), Instant::now()) {
+            self.seal.refuse(why, from);
         }
     }
 

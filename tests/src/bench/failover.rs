@@ -126,11 +126,7 @@ pub fn run(options: &Options, json: bool) -> Result<bool> {
         }
     }
     let report = report(options, &results);
-    if json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        report::print(&report);
-    }
+    super::show(&report, json, report::print)?;
     Ok(report.ok)
 }
 
@@ -181,13 +177,7 @@ fn measure(
             nodes,
             kind: kind.name(),
             at: 0,
-            vip: outcome.vip.to_string(),
-            node: outcome.node,
-            astray: outcome.astray,
-            felt: outcome.felt,
-            over: outcome.over,
-            moved_ms: outcome.moved_ms,
-            failed_on_return: outcome.failed_on_return,
+            outcome,
         })?;
     }
     Ok(())

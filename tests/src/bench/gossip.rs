@@ -66,11 +66,7 @@ pub fn run(json: bool) -> Result<GossipReport> {
         Goal::at_most("urgent change known to all, ms", 100.0, most(|it| it.urgent_ms)),
     ];
     let report = GossipReport { schema: "weir.bench.gossip/v1", sizes, goals };
-    if json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print(&report);
-    }
+    super::show(&report, json, print)?;
     Ok(report)
 }
 

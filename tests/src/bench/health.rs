@@ -88,10 +88,7 @@ pub fn run(json: bool) -> Result<HealthReport> {
         Goal::at_most("bytes a target", BYTES, report.bytes_per_target),
         Goal::at_most("one word, median microseconds", WORD_US, report.word.median_us),
     ];
-    match json {
-        true => println!("{}", serde_json::to_string_pretty(&report)?),
-        false => print(&report),
-    }
+    super::show(&report, json, print)?;
     Ok(report)
 }
 

@@ -53,11 +53,7 @@ pub fn run(json: bool) -> Result<MembershipReport> {
         goals: goals.collect(),
         costs,
     };
-    if json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print(&report);
-    }
+    super::show(&report, json, print)?;
     Ok(report)
 }
 

@@ -8,7 +8,17 @@ pub mod membership;
 pub mod packet;
 pub mod tables;
 
+use anyhow::Result;
 use serde::Serialize;
+
+/// Prints a report as one JSON document, or for people by `print`.
+fn show<R: Serialize>(report: &R, json: bool, print: impl FnOnce(&R)) -> Result<()> {
+    match json {
+        true => println!("{}", serde_json::to_string_pretty(report)?),
+        false => print(report),
+    }
+    Ok(())
+}
 
 /// A figure that a bench must keep.
 #[derive(Clone, Debug, Serialize)]

@@ -104,11 +104,7 @@ pub fn run(json: bool) -> Result<Report> {
         programs,
         goals,
     };
-    if json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print(&report);
-    }
+    super::show(&report, json, print)?;
     Ok(report)
 }
 

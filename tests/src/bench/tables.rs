@@ -133,11 +133,7 @@ pub fn run(json: bool) -> Result<TablesReport> {
         maps,
         goals,
     };
-    if json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print(&report);
-    }
+    super::show(&report, json, print)?;
     Ok(report)
 }
 
@@ -153,12 +149,10 @@ pub struct MapsReport {
 pub fn run_maps(json: bool) -> Result<MapsReport> {
     let maps = maps::measure()?;
     let report = MapsReport { schema: "weir.bench.maps/v1", goals: maps_goals(&maps), maps };
-    if json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
+    super::show(&report, json, |report| {
         print_maps(&report.maps);
         print_goals(&report.goals);
-    }
+    })?;
     Ok(report)
 }
 

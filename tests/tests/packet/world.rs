@@ -4,14 +4,13 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use lb_common::frontend::Vip;
-use lb_common::hop::Hop;
 use lb_common::reason::Reason;
 use lb_common::service::flags;
 use lb_tests::model::{VipState, Way, World};
 use lb_tests::packet::{Frame, check, unwrap_tunnel};
 use lb_tests::rig::{
-    Action, FLOW_KEY, GATEWAY_MAC, MTU, NODE_MAC, OTHER_UPLINK, Outcome, PEER, PEER_MAC,
-    PEER_OVER_V6, Rig, SEED_TAG, SLOTS, Service, TUNNEL_PORT, Target, VNI, assert_same, own, peer,
+    Action, FLOW_KEY, GATEWAY_MAC, MTU, NODE_MAC, OTHER_UPLINK, Outcome, PEER, PEER_OVER_V6, Rig,
+    SEED_TAG, SLOTS, Service, TUNNEL_PORT, Target, VNI, assert_same, hop_to_peer, own, peer,
 };
 
 pub const TCP: u8 = 6;
@@ -138,19 +137,7 @@ fn gone(v6: bool) -> IpAddr {
 /// A rig with the services above.
 pub fn rig() -> Rig {
     let mut rig = Rig::new().unwrap();
-    rig.hop(
-        NODE_ELSEWHERE,
-        Hop {
-            ifindex: OTHER_UPLINK,
-            mtu: MTU,
-            destination_mac: PEER_MAC,
-            source_mac: NODE_MAC,
-            source: own(false).into(),
-            destination: peer(false).into(),
-            ..Default::default()
-        },
-    )
-    .unwrap();
+    rig.hop(NODE_ELSEWHERE, hop_to_peer(OTHER_UPLINK, false)).unwrap();
     for service in services() {
         rig.service(&service).unwrap();
     }

@@ -207,18 +207,19 @@ impl Sim {
                 machine.on_datagram(from, &plain, now).expect("agents write what agents read");
             }
             Parcel::Request(pull) => {
-                let Some(mut serving) = machine.serve(&pull.request, now) else { return };
-                let chunks = std::iter::from_fn(|| machine.next_chunk(&mut serving)).collect();
+                let Some(mut serving) = machine.gossip().serve(&pull.request, now) else { return };
+                let gossip = machine.gossip();
+                let chunks = std::iter::from_fn(|| gossip.next_chunk(&mut serving)).collect();
                 self.sites[to].traffic.streams += 1;
                 self.send(to, from, Parcel::Stream(chunks));
             }
             Parcel::Stream(chunks) => {
                 for chunk in chunks {
-                    machine
-                        .on_chunk(&name(from), &chunk, now)
-                        .expect("agents write what agents read");
+                    let taken = machine.gossip().on_chunk(&name(from), &chunk, now);
+                    taken.expect("agents write what agents read");
                 }
-                machine.on_pulled(&name(from), true, now);
+                machine.gossip().on_pulled(&name(from), now);
+                machine.note_pulled(true);
             }
         }
     }

@@ -67,11 +67,7 @@ pub fn run(minutes: u64, json: bool) -> Result<bool> {
     let met = deaths.is_empty();
     let schema = "weir.bench-calm/v1";
     let report = Report { schema, nodes: NODES, minutes, busy_threads, deaths, felt, met };
-    if json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print(&report);
-    }
+    crate::bench::show(&report, json, print)?;
     Ok(report.met)
 }
 

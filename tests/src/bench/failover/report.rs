@@ -69,12 +69,12 @@ impl Row {
     /// Of the events of one row, at least one.
     pub fn new(kind: Kind, records: &[&Record], of_events: usize, is_weir: bool) -> Option<Self> {
         let first = records.first()?;
-        let last = sorted(records.iter().map(|record| record.felt.last_failed_ms));
-        let failed = sorted(records.iter().map(|record| record.felt.failed as f64));
+        let last = sorted(records.iter().map(|record| record.outcome.felt.last_failed_ms));
+        let failed = sorted(records.iter().map(|record| record.outcome.felt.failed as f64));
         let most = |value: fn(&Record) -> f64| records.iter().map(|r| value(r)).fold(0.0, f64::max);
         let p99 = (records.len() >= EVENTS_FOR_P99).then(|| rank(&last, 0.99));
         let goal = if is_weir { kind.goal() } else { None };
-        let endless = records.iter().filter(|record| !record.over).count();
+        let endless = records.iter().filter(|record| !record.outcome.over).count();
         let worst = p99.unwrap_or_else(|| rank(&last, 1.0));
         Some(Self {
             system: first.system.clone(),
@@ -89,12 +89,12 @@ impl Row {
             greatest: rank(&last, 1.0),
             p99,
             endless,
-            astray: records.iter().filter(|record| record.astray).count(),
+            astray: records.iter().filter(|record| record.outcome.astray).count(),
             median_failed: rank(&failed, 0.5),
-            most_failed: most(|record| record.felt.failed as f64) as u64,
-            failed_on_return: records.iter().map(|record| record.failed_on_return).sum(),
-            longest_gap: most(|record| record.felt.longest_gap_ms),
-            client_late: most(|record| record.felt.client_late_ms),
+            most_failed: most(|record| record.outcome.felt.failed as f64) as u64,
+            failed_on_return: records.iter().map(|record| record.outcome.failed_on_return).sum(),
+            longest_gap: most(|record| record.outcome.felt.longest_gap_ms),
+            client_late: most(|record| record.outcome.felt.client_late_ms),
             goal: goal.map(text_of),
             met: goal.map(|goal| endless == 0 && is_met(goal, records, worst)),
         })
@@ -111,8 +111,8 @@ fn text_of(goal: Goal) -> String {
 
 fn is_met(goal: Goal, records: &[&Record], worst: f64) -> bool {
     let only_at_move = |record: &&Record| {
-        let felt = &record.felt;
-        record.moved_ms.is_some_and(|moved| {
+        let felt = &record.outcome.felt;
+        record.outcome.moved_ms.is_some_and(|moved| {
             let near = moved - CLOSE_TO_MOVE_MS..=moved + CLOSE_TO_MOVE_MS;
             felt.failed == 0
                 || near.contains(&felt.first_failed_ms) && near.contains(&felt.last_failed_ms)
@@ -120,7 +120,7 @@ fn is_met(goal: Goal, records: &[&Record], worst: f64) -> bool {
     };
     match goal {
         Goal::Within(limit) => worst <= limit.as_secs_f64() * 1e3,
-        Goal::Nothing => records.iter().all(|record| record.felt.failed == 0),
+        Goal::Nothing => records.iter().all(|record| record.outcome.felt.failed == 0),
         Goal::OnlyAtMove => records.iter().all(only_at_move),
     }
 }

@@ -18,7 +18,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher13;
 
-use super::felt::Felt;
+use super::site::Outcome;
 
 /// Below the user's cache folder.
 const FILE: &str = "weir/bench/failover.jsonl";
@@ -41,13 +41,8 @@ pub struct Record {
     pub kind: String,
     /// Seconds since 1970.
     pub at: u64,
-    pub vip: String,
-    pub node: String,
-    pub astray: bool,
-    pub felt: Felt,
-    pub over: bool,
-    pub moved_ms: Option<f64>,
-    pub failed_on_return: u64,
+    #[serde(flatten)]
+    pub outcome: Outcome,
 }
 
 /// The file, and which of its lines count.
@@ -156,6 +151,7 @@ fn git(arguments: &[&str]) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::failover::felt::Felt;
 
     fn record(system: &str) -> Record {
         Record {
@@ -166,13 +162,15 @@ mod tests {
             nodes: 3,
             kind: "power-off".into(),
             at: 0,
-            vip: "10.0.0.100".into(),
-            node: "node-1".into(),
-            astray: false,
-            felt: Felt::default(),
-            over: true,
-            moved_ms: None,
-            failed_on_return: 0,
+            outcome: Outcome {
+                vip: "10.0.0.100".parse().unwrap(),
+                node: "node-1".into(),
+                astray: false,
+                felt: Felt::default(),
+                over: true,
+                moved_ms: None,
+                failed_on_return: 0,
+            },
         }
     }
 

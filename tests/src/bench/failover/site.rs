@@ -14,6 +14,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
 
 use super::{
     felt::{Felt, felt, is_calm, last_failure, millis},
@@ -67,7 +68,8 @@ pub fn settings() -> String {
 }
 
 /// What one event came to.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Outcome {
     pub vip: IpAddr,
     pub node: String,

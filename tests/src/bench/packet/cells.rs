@@ -8,14 +8,13 @@ use aya::programs::ProgramFd;
 use lb_common::abi::{BLOCK_SLOTS, capacity, map};
 use lb_common::arrival::{Arrival, ArrivalKey};
 use lb_common::frontend::filter_position;
-use lb_common::hop::Hop;
 use lb_common::net::{Addr, Port};
 
 use super::template::{FIRST_ADDRESS, TEMPLATE, Template, client};
 use super::{EGRESS, FLOWS, INGRESS, Rigs};
 use crate::packet::{Frame, Outer, Tunnel};
 use crate::rig::{
-    GATEWAY_MAC, MTU, NODE_MAC, PEER_MAC, Rig, SEED_TAG, Service, TUNNEL_PORT, Target, UPLINK, VNI,
+    GATEWAY_MAC, NODE_MAC, Rig, SEED_TAG, Service, TUNNEL_PORT, Target, UPLINK, VNI, hop_to_peer,
     own, peer,
 };
 
@@ -149,18 +148,7 @@ fn stranger(v6: bool) -> IpAddr {
 /// family has the services that packets are sent to.
 fn load(rig: &mut Rig) -> Result<()> {
     for node in 1..=NODES {
-        rig.hop(
-            node,
-            Hop {
-                ifindex: UPLINK,
-                mtu: MTU,
-                destination_mac: PEER_MAC,
-                source_mac: NODE_MAC,
-                source: own(false).into(),
-                destination: peer(false).into(),
-                ..Default::default()
-            },
-        )?;
+        rig.hop(node, hop_to_peer(UPLINK, false))?;
     }
     let mut loaded = 0;
     for v6 in [false, true] {
