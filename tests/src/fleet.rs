@@ -170,7 +170,7 @@ impl<'lab> Fleet<'lab> {
             eventually(&format!("agent of {} is ready", node.name()), SOON, || {
                 let runs = self.agent(node).is_running().expect("a child process");
                 assert!(runs, "the agent of {} ended:\n{}", node.name(), self.log(node));
-                self.ask(node, &["status"]).is_ok_and(|status| is_ready(&status, nodes.len()))
+                self.is_node_ready(node)
             });
         }
         eventually("all agree on who announces each VIP", SOON, || self.agree());
@@ -178,14 +178,17 @@ impl<'lab> Fleet<'lab> {
 
     /// What [`Fleet::wait_ready`] waits for, now.
     pub fn is_ready(&self) -> bool {
-        let nodes = self.lab.nodes();
-        let ready = |node: &Node| {
-            self.ask(node, &["status"]).is_ok_and(|status| is_ready(&status, nodes.len()))
-        };
-        nodes.iter().all(ready) && self.agree()
+        self.lab.nodes().iter().all(|node| self.is_node_ready(node)) && self.agree()
     }
 
-    /// Whether all see the same announcer for each VIP, and it does announce it.
+    /// By the account of the agent that runs now: after a kill there is still that of the one before.
+    fn is_node_ready(&self, node: &Host) -> bool {
+        let (agent, nodes) = (self.agent(node).id(), self.lab.nodes().len());
+        self.ask(node, &["status"])
+            .is_ok_and(|status| status["agent"]["pid"] == agent && is_ready(&status, nodes))
+    }
+
+    /// Whether all see the same announcer for each VIP, it does announce it, and no node waits for its turn to take VIPs.
     fn agree(&self) -> bool {
         let nodes = self.lab.nodes();
         let views: Vec<_> = nodes.iter().map(|node| self.vips(node)).collect();
@@ -196,7 +199,11 @@ impl<'lab> Fleet<'lab> {
         let does = |(node, view): (&Node, &Vec<VipHere>)| {
             view.iter().all(|vip| vip.announced == (vip.announcer.as_deref() == Some(node.name())))
         };
-        agreed && nodes.iter().zip(&views).all(does)
+        let settled = |node: &Node| {
+            let answer = self.ask(node, &["vips", "--why"]).unwrap_or_default();
+            !answer.is_null() && !standings(&answer).any(|standing| standing == "held back")
+        };
+        agreed && nodes.iter().zip(&views).all(does) && nodes.iter().all(settled)
     }
 
     fn vips(&self, node: &Host) -> Vec<VipHere> {
@@ -287,6 +294,13 @@ struct VipHere {
     address: String,
     announced: bool,
     announcer: Option<String>,
+}
+
+/// How the candidates of all VIPs stand, in an answer of `weir vips --why`.
+fn standings(answer: &Value) -> impl Iterator<Item = &str> {
+    let vips = answer["vips"].as_array().into_iter().flatten();
+    vips.flat_map(|vip| vip["candidates"].as_array().into_iter().flatten())
+        .filter_map(|candidate| candidate["standing"].as_str())
 }
 
 /// Whether the agent of one of so many nodes has all programs attached and knows the state of all others and all targets.
