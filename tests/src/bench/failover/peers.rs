@@ -26,7 +26,7 @@ use super::{
     site::{PORT, Site, VIPS, pod},
     system::System,
 };
-use crate::lab::{Host, Lab, Node, Process, UPLINK, host_route};
+use crate::lab::{Host, Lab, Node, Process, UPLINK};
 
 /// Said under the table.
 pub const REMARK: &str = "At keepalived+…, agent-sigkill and agent-sigstop hit keepalived and its child; HAProxy runs on.";
@@ -237,10 +237,9 @@ impl System for Peer<'_> {
     /// keepalived gave the uplink its addresses; they would still be there.
     fn forget(&self, node: &Node) -> Result<()> {
         for vip in self.held(node)? {
-            let (vip, length) = host_route(vip);
-            let length = if length == 32 { 24 } else { 64 };
+            // Unlike `del` no error where keepalived, as it ended, was quicker.
             let mut command = node.command("ip");
-            succeed(command.args(["addr", "del", &format!("{vip}/{length}"), "dev", UPLINK]))?;
+            succeed(command.args(["addr", "flush", "dev", UPLINK, "to", &vip.to_string()]))?;
         }
         Ok(())
     }
