@@ -67,14 +67,9 @@ impl Site {
         self.lab.clients()[0].run(|| http::get(to, ANSWER)).server().map(str::to_owned)
     }
 
-    /// Runs `work` while requests go to all VIPs, one after the other, and returns how they failed. One may be reset: its
-    /// slot moved between its SYN and its request, and nobody asks yet who knows the flow.
+    /// Runs `work` while requests go to all VIPs, one after the other, and returns how they failed.
     fn under_load(&self, work: impl FnOnce()) -> Vec<Failure> {
-        let mut failures = under_load(&self.vips(), |vip| self.get(vip).err(), work);
-        if let Some(moved) = failures.iter().position(|failure| *failure == Failure::Reset) {
-            failures.remove(moved);
-        }
-        failures
+        under_load(&self.vips(), |vip| self.get(vip).err(), work)
     }
 
     /// The VIPs that a node announces.
@@ -163,7 +158,8 @@ fn a_node_that_hears_nobody_and_no_gateway_keeps_what_it_has_and_comes_back_in_o
         cut_off.plug().unwrap();
         fleet.wait_ready();
     });
-    assert_eq!(failures, []);
+    // Its backends return too: nobody knows yet where the one connection belongs whose slot moves between SYN and request.
+    assert!(failures.is_empty() || failures == [Failure::Reset], "{failures:?}");
     assert!(others.iter().all(|other| member(&fleet, other, cut_off)["deaths"] == 1));
 }
 
