@@ -4,7 +4,7 @@
 //! compares a digest of all sizes and fails when that was forgotten.
 
 /// Version of the pinned layout; part of the pin path, so that two layouts never meet in one map.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Version of the tunnel header. A receiver that meets another version delivers what it knows.
 pub const TUNNEL_VERSION: u8 = 1;
@@ -32,9 +32,10 @@ pub mod map {
     pub const REASON_COUNTERS: &str = "REASON_COUNTERS";
     pub const REFUSALS: &str = "REFUSALS";
     pub const YIELDS: &str = "YIELDS";
+    pub const CLAIMS: &str = "CLAIMS";
 
     /// All of them; what the agent pins and checks.
-    pub const ALL: [&str; 21] = [
+    pub const ALL: [&str; 22] = [
         FRONTENDS,
         FRONTEND_OF,
         SERVICES,
@@ -56,6 +57,7 @@ pub mod map {
         REASON_COUNTERS,
         REFUSALS,
         YIELDS,
+        CLAIMS,
     ];
 }
 
@@ -92,13 +94,15 @@ pub mod capacity {
     pub const OPENING: u32 = 65_536;
     pub const ESTABLISHED: u32 = 262_144;
     pub const DATAGRAMS: u32 = 65_536;
+    /// Slots in which backends of other sets still know flows.
+    pub const CLAIMS: u32 = 131_072;
 }
 
 #[cfg(test)]
 mod tests {
     use core::mem::size_of;
 
-    use crate::{arrival, backend, frontend, globals, hop, reason, service};
+    use crate::{arrival, backend, claim, frontend, globals, hop, reason, service};
 
     /// A change here without a new `LAYOUT_VERSION` would let two layouts meet in one pinned map.
     #[test]
@@ -117,10 +121,12 @@ mod tests {
             size_of::<arrival::Arrival>(),
             size_of::<globals::Settings>(),
             size_of::<reason::Counter>(),
+            size_of::<claim::ClaimKey>(),
+            size_of::<claim::Claim>(),
         ];
         assert_eq!(
             (super::LAYOUT_VERSION, sizes),
-            (2, [24, 8, 8, 64, 64, 32, 64, 8, 128, 24, 16, 72, 16])
+            (3, [24, 8, 8, 64, 64, 32, 64, 8, 128, 24, 16, 72, 16, 8, 24])
         );
     }
 }

@@ -43,7 +43,7 @@ impl BackendId {
 }
 
 /// Value of `BACKENDS`. Address and port never change during a life; `id` is written last when a
-/// life begins and zeroed first when it ends; `node` and `flags` may change, each by one store.
+/// life begins and zeroed first when it ends; `node` may change, by one store.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
 pub struct Backend {
@@ -55,16 +55,8 @@ pub struct Backend {
     pub port: Port,
     /// Of address and port under the shared seed: how the tunnel header lists those visited.
     pub fingerprint: u16,
-    /// [`flags`].
-    pub flags: u32,
+    pub reserved: u32,
 }
 const _: () = assert!(size_of::<Backend>() == 32);
-
-pub mod flags {
-    /// Counts as claiming every slot: its node's agent is mute.
-    pub const CLAIMS_ALL: u32 = 1;
-    /// Its node is dead: never a candidate.
-    pub const DEAD: u32 = 1 << 1;
-}
 
 map_types!(Backend, BackendId);

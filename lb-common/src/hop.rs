@@ -21,13 +21,22 @@ pub struct Hop {
     pub destination_mac: [u8; 6],
     /// Of the interface.
     pub source_mac: [u8; 6],
-    pub reserved: u32,
+    /// [`flags`]. Changed by one store.
+    pub flags: u32,
     /// Outer addresses, of one family.
     pub source: Addr,
     pub destination: Addr,
     pub reserved2: u64,
 }
 const _: () = assert!(size_of::<Hop>() == 64);
+
+pub mod flags {
+    /// The node's data plane is silent: none of its backends is a candidate.
+    pub const DEAD: u32 = 1;
+    /// The node's agent is silent and cannot claim: its backends count as claiming every slot that
+    /// they owned in an earlier epoch.
+    pub const CLAIMS_ALL: u32 = 1 << 1;
+}
 
 /// Value of `MEMBERS`, keyed by [`Addr`]: a configured node, which may tunnel to us.
 #[repr(C)]

@@ -30,6 +30,7 @@ pub mod abi;
 pub mod arrival;
 pub mod backend;
 pub mod checksum;
+pub mod claim;
 pub mod decide;
 pub mod frontend;
 pub mod globals;

@@ -15,6 +15,7 @@ use lb_common::{
     abi::{BLOCK_SLOTS, YIELD_LIFE, capacity},
     arrival::{Arrival, ArrivalKey, Tick},
     backend::{Backend, BackendId},
+    claim::{Claim, ClaimKey},
     frontend::{self, Endpoint, FILTER_WORDS, Frontend, Vip},
     globals::{Settings, state},
     hop::{Hop, Member, Uplink, Uplinks},
@@ -78,6 +79,10 @@ static REASON_COUNTERS: PerCpuArray<Counter, { REASONS as usize }> = PerCpuArray
 /// Written here, cleared by the agent that returns.
 #[btf_map]
 static YIELDS: HashMap<Addr, u64, { capacity::VIPS as usize }, NO_PREALLOC> = HashMap::new();
+/// Who else knows flows of a slot.
+#[btf_map]
+static CLAIMS: HashMap<ClaimKey, Claim, { capacity::CLAIMS as usize }, NO_PREALLOC> =
+    HashMap::new();
 /// Refusals sent by this CPU in the window that began at the first word.
 #[btf_map]
 static REFUSALS: PerCpuArray<[u64; 2], 1> = PerCpuArray::new();
@@ -242,6 +247,13 @@ pub fn state(index: u32) -> u64 {
 #[inline(always)]
 pub fn arrival_key(client: &Addr, client_port: Port, backend: BackendId) -> ArrivalKey {
     ArrivalKey::new(opaque(client), client_port, backend)
+}
+
+/// Who claims a slot of either service of a frontend.
+#[inline(always)]
+pub fn claim(service: u32, slot: u32) -> Option<Claim> {
+    // SAFETY: copied out at once.
+    unsafe { CLAIMS.get(ClaimKey { frontend: service >> 1, slot }) }.copied()
 }
 
 /// One of the three maps of arrivals.

@@ -296,7 +296,7 @@ impl Rig {
         self.set(
             map::BACKENDS,
             id.index(),
-            Backend { addr, id, node: target.node, port, fingerprint: 1, flags: 0 },
+            Backend { addr, id, node: target.node, port, fingerprint: 1, reserved: 0 },
         )?;
         if target.node == 0 {
             self.insert(map::LOCAL_BACKENDS, Endpoint::new(addr, port, proto), id)?;

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use lb_common::backend::{BackendId, flags};
+use lb_common::{backend::BackendId, hop::flags};
 use serde::Serialize;
 
 use super::{
@@ -77,7 +77,7 @@ impl Row {
     }
 }
 
-/// Names of `lb_common::backend::flags`.
+/// Names of `lb_common::hop::flags`.
 fn flag_words(set: u32) -> Vec<&'static str> {
     [(flags::CLAIMS_ALL, "claims_all"), (flags::DEAD, "dead")]
         .into_iter()

@@ -46,7 +46,8 @@ pub fn snapshot(maps: &Maps) -> anyhow::Result<Snapshot> {
     for backend in maps.living_backends() {
         let address = SocketAddr::new(backend.addr.to_ip(), backend.port.get());
         let counter = maps.backend_counter(backend.id)?;
-        let backend_row = Backend { address, node: backend.node, flags: backend.flags, counter };
+        let hop = maps.hops.get(backend.node).unwrap_or_default();
+        let backend_row = Backend { address, node: backend.node, flags: hop.flags, counter };
         found.backends.insert(backend.id, backend_row);
     }
     for entry in maps.members.iter() {

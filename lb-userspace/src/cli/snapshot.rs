@@ -143,7 +143,7 @@ pub struct Backend {
     pub address: SocketAddr,
     /// Index of its node; 0: this one.
     pub node: u32,
-    /// `lb_common::backend::flags`.
+    /// Of its node: `lb_common::hop::flags`.
     pub flags: u32,
     pub counter: Counter,
 }

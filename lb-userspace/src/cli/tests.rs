@@ -5,7 +5,8 @@ mod members;
 use clap::{CommandFactory, Parser};
 use lb_common::{
     arrival::{Arrival, ArrivalKey, Tick, flags as arrival_flags},
-    backend::{BackendId, flags as backend_flags},
+    backend::BackendId,
+    hop::flags as hop_flags,
     net::{Addr, Port},
     reason::{Counter, Reason},
     service::flags as service_flags,
@@ -74,7 +75,7 @@ fn snapshot() -> Snapshot {
         .into(),
         backends: [
             (HERE, backend("10.0.0.1:8443", 0, 0)),
-            (THERE, backend("10.0.0.2:8443", 4, backend_flags::DEAD)),
+            (THERE, backend("10.0.0.2:8443", 4, hop_flags::DEAD)),
         ]
         .into(),
         nodes: [(4, "10.9.0.2".parse().unwrap())].into(),

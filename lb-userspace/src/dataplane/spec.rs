@@ -12,9 +12,10 @@ use std::{
 
 use aya::maps::{MapInfo, MapType};
 use lb_common::{
-    abi::{LAYOUT_VERSION, map},
+    abi::{LAYOUT_VERSION, capacity, map},
     arrival::{Arrival, ArrivalKey},
     backend::{Backend, BackendId},
+    claim::{Claim, ClaimKey},
     frontend::{Endpoint, FILTER_WORDS, Frontend, Vip},
     globals::state,
     hop::{Hop, Member, Uplinks},
@@ -155,6 +156,7 @@ pub const SPECS: [Spec; map::ALL.len()] = [
         entries: Entries::Object,
     },
     hash::<Addr, u64>(map::YIELDS, |limits| limits.vips),
+    spec::<ClaimKey, Claim>(map::CLAIMS, Kind::Hash, Entries::Fixed(capacity::CLAIMS)),
 ];
 
 impl Spec {

@@ -3,6 +3,7 @@
 
 pub mod desired;
 pub mod elect;
+pub mod flows;
 pub mod owners;
 
 pub use desired::{

@@ -120,7 +120,14 @@ impl<S: Store> Work<'_, S> {
         let id = BackendId::new(index, self.held.lives[index as usize]).next_life();
         let (addr, port) = (address.ip().into(), Port::new(address.port()));
         let fingerprint = fingerprint(&self.keys.flow, &addr, port);
-        self.store.write(Step::Begin(&Backend { addr, id, node, port, fingerprint, flags: 0 }))?;
+        self.store.write(Step::Begin(&Backend {
+            addr,
+            id,
+            node,
+            port,
+            fingerprint,
+            reserved: 0,
+        }))?;
         self.held.backends.insert(address, HeldBackend { id, node });
         Ok(id)
     }
