@@ -29,6 +29,7 @@ pub use bytemuck;
 pub mod abi;
 pub mod arrival;
 pub mod backend;
+pub mod chain;
 pub mod checksum;
 pub mod claim;
 pub mod decide;

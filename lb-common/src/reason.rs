@@ -96,6 +96,13 @@ reasons! {
     VipClaimed = 35, Passed, "vip_claimed", "An ARP announcement in which another host says that it has a VIP; on its way to the agent.";
     YieldTaken = 36, Handled, "yield_taken", "A member took over a VIP while this node's agent is silent; ARP and neighbour solicitations for it are no longer answered here.";
     YieldRefused = 37, Dropped, "yield_refused", "A yield that is not followed: this node's agent lives, or it does not announce the VIP.";
+    SentOn = 38, Handled, "sent_on", "A packet of a flow that its backend here does not know, sent on to a backend that may know it.";
+    SentLast = 39, Handled, "sent_last", "A packet of a flow that nobody knows, sent to the slot's owner to be taken as it is.";
+    Unsettled = 40, Dropped, "unsettled", "A TCP segment of a flow that nobody knows yet, while the frontend's backends change or too many packets are sent on; the client sends it again.";
+    SendsLimited = 41, Handled, "sends_limited", "A packet that was not sent on to a backend that may know its flow, because too many were; counted beside its fate.";
+    StrayLimited = 42, Dropped, "stray_limited", "A TCP segment of no known flow, of which too many came: each would take the place of a handshake.";
+    ForeignVersion = 43, Handled, "foreign_version", "A tunnel packet from a member with another version of the tunnel's header; counted beside its fate.";
+    ForeignSlots = 44, Handled, "foreign_slots", "A tunnel packet of an unknown flow from a member that has another number of slots for the frontend; counted beside its fate.";
 }
 
 /// Number of reasons: entries of `REASON_COUNTERS`.

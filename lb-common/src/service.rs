@@ -30,6 +30,9 @@ impl ServiceWord {
     }
 }
 
+/// Earlier tables that a record can keep.
+pub const PAST: usize = 3;
+
 /// Value of `RECORDS`: what a service is while its word points here. Written before the switch,
 /// never while current; reused only after an RCU grace period.
 #[repr(C)]
@@ -40,7 +43,7 @@ pub struct Record {
     /// Slots in the table, fixed for the frontend's life.
     pub slots: u32,
     /// First blocks of the tables of the last three epochs, newest first; 0: none kept.
-    pub past: [u32; 3],
+    pub past: [u32; PAST],
     /// [`flags`].
     pub flags: u32,
     /// Digest of (sorted backends, slots, seed tag): names the epoch.

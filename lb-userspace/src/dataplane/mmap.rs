@@ -159,7 +159,8 @@ mod tests {
     #[test]
     fn values_come_back_and_the_end_is_kept() {
         let mapped = Mapped::<Backend>::plain(3);
-        let backend = Backend { id: BackendId::new(2, 5), node: 9, fingerprint: 3, ..Backend::default() };
+        let backend =
+            Backend { id: BackendId::new(2, 5), node: 9, fingerprint: 3, ..Backend::default() };
         assert!(mapped.set(2, &backend, 2) && !mapped.set(3, &backend, 2));
         assert_eq!((mapped.get(2), mapped.get(3)), (Some(backend), None));
         assert_eq!(mapped.get(1), Some(Backend::default()));
