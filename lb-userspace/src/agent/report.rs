@@ -134,7 +134,7 @@ impl State {
                 port: key.port,
                 protocol: key.protocol,
                 announcer: self.election.elected(key.address).unwrap_or_default().to_owned(),
-                weights: frontend.owners.clone(),
+                weights: BTreeMap::clone(&frontend.owners),
             })
             .collect()
     }

@@ -8,6 +8,7 @@ use std::{
 
 use lb_common::{abi::MAX_SLOTS, frontend::Endpoint, service::flags};
 
+use super::flows::{Claimed, Former, Owners};
 use crate::model::{
     FrontendObject, FrontendPort, Intent, Member, Members, Node, Problem, Protocol, Target,
     Targets, Verdicts, intent::probe_address,
@@ -31,7 +32,7 @@ pub struct Desired {
     /// By [`endpoint_key`] order: address, port, protocol.
     pub frontends: BTreeMap<FrontendKey, DesiredFrontend>,
     /// Every backend of every pool, also those that own nothing now: they keep their id and their
-    /// arrivals.
+    /// arrivals. [`super::History`] adds those that left all pools while somebody may know their flows.
     pub backends: BTreeMap<SocketAddr, DesiredBackend>,
     pub vips: BTreeMap<IpAddr, DesiredVip>,
     /// All configured nodes by name: hops and members. Death removes none.
@@ -64,9 +65,14 @@ pub struct DesiredFrontend {
     pub object: String,
     pub slots: u32,
     /// Who may own slots now, with weights ≥ 1; sorted by address. Healthy and on nodes that serve.
-    pub owners: BTreeMap<SocketAddr, u16>,
-    /// `lb_common::service::flags`.
+    pub owners: Arc<Owners>,
+    /// `lb_common::service::flags`; `YOUNG` is [`super::History`]'s to set.
     pub flags: u32,
+    /// What stands in the past places, newest first, at most [`super::flows::PAST`]. Written by
+    /// [`super::History`], like `claims`.
+    pub past: Vec<Former>,
+    /// Who still knows flows of slots that others own now.
+    pub claims: Option<Arc<Claimed>>,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -147,6 +153,7 @@ pub fn follow<'a>(
             let frontend = plan.frontends.get_mut(&key).filter(|it| it.object == object.name);
             let Some(DesiredFrontend { owners, .. }) = frontend else { continue };
             if endpoints.iter().any(|endpoint| owners.get(endpoint) != now.get(endpoint)) {
+                let owners = Arc::make_mut(owners);
                 owners.retain(|endpoint, _| !endpoints.contains(endpoint));
                 owners.extend(now);
                 moved.insert(key);
@@ -274,9 +281,15 @@ fn add_object(plan: &mut Desired, inputs: &Inputs<'_>, object: &FrontendObject) 
                  any: raise spec.slots of a new frontend, or defaultSlots before it is made"
             ));
         }
-        let owners = owners(&plan.backends, inputs, object, port, &members);
-        let object_name = object.name.clone();
-        plan.frontends.insert(key, DesiredFrontend { object: object_name, slots, owners, flags });
+        let frontend = DesiredFrontend {
+            object: object.name.clone(),
+            slots,
+            owners: Arc::new(owners(&plan.backends, inputs, object, port, &members)),
+            flags,
+            past: Vec::new(),
+            claims: None,
+        };
+        plan.frontends.insert(key, frontend);
         plan.vips.entry(address).or_insert(DesiredVip { echo: false }).echo |= object.echo;
     }
 }
@@ -304,7 +317,7 @@ fn owners(
     object: &FrontendObject,
     port: &FrontendPort,
     members: &[Member<'_>],
-) -> BTreeMap<SocketAddr, u16> {
+) -> Owners {
     let planned =
         |it: &Member<'_>| backends.get(&it.endpoint).is_some_and(|found| found.node == it.node);
     members

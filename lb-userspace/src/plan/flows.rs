@@ -17,6 +17,17 @@ pub const PAST: usize = 3;
 /// Who may own slots, with weights.
 pub type Owners = BTreeMap<SocketAddr, u16>;
 
+/// What one of a service's past places holds.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Former {
+    /// The table of these owners; the number is its digest.
+    Owners(u64, Arc<Owners>),
+    /// The table that begins at this block of `OWNERS`, as a former agent left it for this frontend.
+    Held(u32),
+    /// Who comes at this rank, 2 to 4, in the table in force.
+    Rank(u8),
+}
+
 /// One frontend's sets of owners.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Lineage {
@@ -41,7 +52,7 @@ pub struct Applied {
 pub struct Claimed {
     /// Backends that know flows of a slot which another one owns.
     pub slots: BTreeMap<u16, BTreeSet<SocketAddr>>,
-    /// How many displaced flows each backend has, and the node that says so.
+    /// How many displaced flows each backend has, and the node that says so: all that `slots` names.
     pub flows: BTreeMap<SocketAddr, (u64, Arc<str>)>,
 }
 

@@ -4,9 +4,11 @@
 pub mod desired;
 pub mod elect;
 pub mod flows;
+pub mod history;
 pub mod owners;
 
 pub use desired::{
     Askers, Desired, DesiredBackend, DesiredFrontend, DesiredNode, DesiredVip, FrontendKey, Inputs,
     askers, desired, follow, holders, targets,
 };
+pub use history::{Changed, History};

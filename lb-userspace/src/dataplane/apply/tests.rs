@@ -1,4 +1,7 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use lb_common::{
     backend::BackendId, frontend::filter_position, hop::Hop, net::Addr, service::Record,
@@ -11,7 +14,7 @@ use crate::{
         store::{Step, Store},
     },
     model::{Limits, Protocol},
-    plan::{DesiredBackend, DesiredFrontend, DesiredNode, DesiredVip},
+    plan::{DesiredBackend, DesiredFrontend, DesiredNode, DesiredVip, flows::Owners},
 };
 
 const LIMITS: Limits = Limits {
@@ -35,6 +38,10 @@ fn backend(n: u32) -> SocketAddr {
     SocketAddr::new(IpAddr::from([10, 0, (n >> 8) as u8, n as u8]), 8080)
 }
 
+fn owners_of(backends: &[u32]) -> Arc<Owners> {
+    Arc::new(backends.iter().map(|n| (backend(*n), 1)).collect())
+}
+
 /// Frontends over backends by number; those with an even number live on this node, `here`.
 fn plan(frontends: &[(&str, &[u32])]) -> Desired {
     let mut plan = Desired::default();
@@ -44,9 +51,15 @@ fn plan(frontends: &[(&str, &[u32])]) -> Desired {
     }
     for (at, backends) in frontends {
         let key = key(at);
-        let owners = backends.iter().map(|n| (backend(*n), 1)).collect();
-        let object = format!("object-{at}");
-        plan.frontends.insert(key, DesiredFrontend { object, slots: SLOTS, owners, flags: 0 });
+        let frontend = DesiredFrontend {
+            object: format!("object-{at}"),
+            slots: SLOTS,
+            owners: owners_of(backends),
+            flags: 0,
+            past: Vec::new(),
+            claims: None,
+        };
+        plan.frontends.insert(key, frontend);
         plan.vips.insert(key.address, DesiredVip { echo: true });
         for n in *backends {
             let node = if n % 2 == 0 { "here" } else { "there" }.to_owned();
@@ -427,7 +440,7 @@ fn slots_are_fixed_for_a_frontends_life() {
     apply(&mut data_plane, &plan);
     let frontend = plan.frontends.values_mut().next().unwrap();
     frontend.slots = 509;
-    frontend.owners.remove(&backend(2));
+    Arc::make_mut(&mut frontend.owners).remove(&backend(2));
     let problems = data_plane.apply(&plan, &around(), &Scope::All).unwrap();
     assert!(problems[0].message.contains("keeps its 251"), "{problems:?}");
     assert_eq!(forwarding(data_plane.store()), owners(&plan));

@@ -1,0 +1,132 @@
+//! Backends that left every pool: their lives go on while somebody may know their flows.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    time::Instant,
+};
+
+use super::Rules;
+use crate::{
+    model::Protocol,
+    plan::{Desired, DesiredBackend, flows::Claimed},
+};
+
+#[derive(Debug, Default)]
+pub struct Kept {
+    backends: BTreeMap<SocketAddr, Former>,
+    cut_short: u64,
+    /// Something happened after which some may end, or must be written into the plan.
+    look: bool,
+    looked: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Former {
+    backend: DesiredBackend,
+    /// None: never seen here in a pool, but claimed.
+    left: Option<Instant>,
+}
+
+impl Kept {
+    pub fn len(&self) -> usize {
+        self.backends.len()
+    }
+
+    pub fn cut_short(&self) -> u64 {
+        self.cut_short
+    }
+
+    /// Some may be needed no more.
+    pub fn look(&mut self) {
+        self.look = true;
+    }
+
+    /// Whether [`Kept::keep`] may bring something new.
+    pub fn is_due(&self, rules: &Rules, now: Instant) -> bool {
+        let next = || self.looked.and_then(|looked| self.next(rules, looked));
+        !self.backends.is_empty() && (self.look || next().is_some_and(|at| now >= at))
+    }
+
+    /// A plan was made anew: those of the one before that it lacks have left now, unless they had before.
+    pub fn leave(
+        &mut self,
+        before: &BTreeMap<SocketAddr, DesiredBackend>,
+        plan: &Desired,
+        now: Instant,
+    ) {
+        // The new plan holds none of them yet.
+        self.look = true;
+        self.backends.retain(|address, former| {
+            let back = plan.backends.contains_key(address);
+            !back && plan.nodes.contains_key(&former.backend.node)
+        });
+        for (address, backend) in before {
+            if !plan.backends.contains_key(address) && plan.nodes.contains_key(&backend.node) {
+                let former = || Former { backend: backend.clone(), left: Some(now) };
+                self.backends.entry(*address).or_insert_with(former);
+            }
+        }
+    }
+
+    /// Those of a frontend's claimants that are in no pool here live too, on the nodes that claim for them.
+    pub fn claimed(&mut self, protocol: Protocol, claimed: &Claimed, plan: &Desired) {
+        for (address, (_, node)) in &claimed.flows {
+            if let Some(former) = self.backends.get_mut(address) {
+                self.look |= former.backend.protocols.insert(protocol);
+            } else if !plan.backends.contains_key(address) && plan.nodes.contains_key(&**node) {
+                let protocols = BTreeSet::from([protocol]);
+                let backend = DesiredBackend { node: node.to_string(), protocols };
+                self.backends.insert(*address, Former { backend, left: None });
+                self.look = true;
+            }
+        }
+    }
+
+    /// Ends those that are not `needed` and have lingered, and the first that left where there are too
+    /// many; writes the others into the plan.
+    pub fn keep<'a>(
+        &mut self,
+        plan: &mut Desired,
+        needed: impl Iterator<Item = &'a SocketAddr>,
+        rules: &Rules,
+        now: Instant,
+        touched: &mut BTreeSet<SocketAddr>,
+    ) {
+        (self.look, self.looked) = (false, Some(now));
+        let needed: BTreeSet<_> =
+            needed.filter(|address| self.backends.contains_key(address)).copied().collect();
+        let lingers = |former: &Former| former.left.is_some_and(|at| now < at + rules.linger);
+        let is_over = |(address, former): &(&SocketAddr, &Former)| {
+            !needed.contains(address) && !lingers(former)
+        };
+        let mut over: Vec<_> = self.backends.iter().filter(is_over).map(|(it, _)| *it).collect();
+        let too_many = (self.len() - over.len()).saturating_sub(rules.kept);
+        if too_many > 0 {
+            let mut left: Vec<_> =
+                self.backends.iter().map(|(address, former)| (former.left, *address)).collect();
+            left.retain(|(_, address)| !over.contains(address));
+            left.sort_unstable();
+            over.extend(left.into_iter().take(too_many).map(|(_, address)| address));
+            self.cut_short += too_many as u64;
+        }
+        for address in over {
+            self.backends.remove(&address);
+            if plan.backends.remove(&address).is_some() {
+                touched.insert(address);
+            }
+        }
+        for (address, former) in &self.backends {
+            if plan.backends.get(address) != Some(&former.backend) {
+                plan.backends.insert(*address, former.backend.clone());
+                touched.insert(*address);
+            }
+        }
+    }
+
+    /// When the next one has lingered.
+    pub fn next(&self, rules: &Rules, now: Instant) -> Option<Instant> {
+        let left = self.backends.values().filter_map(|former| former.left);
+        left.map(|at| at + rules.linger).filter(|at| *at > now).min()
+    }
+}
