@@ -125,7 +125,7 @@ mod tests {
     use crate::{model::Drainable, report::control::ask};
 
     fn drain() -> Request {
-        Request::Drain { what: Drainable::Forwarding("worker-1".into()) }
+        Request::Drain { what: Drainable::Forwarding("worker-1".into()), within_ms: None }
     }
 
     /// Serves in a state directory with a name of this length, and answers every request with `changed`.
@@ -138,7 +138,7 @@ mod tests {
         runtime.spawn(run(listener, sender));
         runtime.spawn(async move {
             while let Some(asked) = receiver.recv().await {
-                let _ = asked.answer.send(Answer::Done { changed: asked.request == drain() });
+                let _ = asked.answer.send(Answer::done(asked.request == drain()));
             }
         });
         runtime
@@ -150,7 +150,7 @@ mod tests {
         let error = ask(dir.path(), &drain()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         let agent = serve_in(dir.path().into());
-        assert_eq!(ask(dir.path(), &drain()).unwrap(), Answer::Done { changed: true });
+        assert_eq!(ask(dir.path(), &drain()).unwrap(), Answer::done(true));
         let mode = fs::metadata(dir.path().join(SOCKET)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         drop(agent);
@@ -166,7 +166,7 @@ mod tests {
         let deep = dir.path().join("x".repeat(100)).join("y".repeat(100));
         fs::create_dir_all(&deep).unwrap();
         let _agent = serve_in(deep.clone());
-        assert_eq!(ask(&deep, &drain()).unwrap(), Answer::Done { changed: true });
+        assert_eq!(ask(&deep, &drain()).unwrap(), Answer::done(true));
     }
 
     #[test]
@@ -186,7 +186,7 @@ mod tests {
         let silent: Vec<_> = (0..MAX_CLIENTS).map(|_| connect()).collect();
         let state_dir = dir.path().to_owned();
         let waits = thread::spawn(move || ask(&state_dir, &drain()).unwrap());
-        assert_eq!(waits.join().unwrap(), Answer::Done { changed: true });
+        assert_eq!(waits.join().unwrap(), Answer::done(true));
         drop(silent);
     }
 

@@ -202,7 +202,7 @@ impl Agent {
         tracing::info!(node = agent.node, pin_dir = %agent.pin_dir.display(), "agent started");
 
         let mut tasks = JoinSet::new();
-        let keeper = Keeper::open(&agent.state_dir)
+        let keeper = Keeper::open(&agent.state_dir, report::unix_ms(SystemTime::now()))
             .with_context(|| format!("read drains in {}", agent.state_dir.display()))?;
         let (inlets, outlets, orders) = wire(&mut tasks, source, agent, &keeper)?;
         let about = report::About {
@@ -252,14 +252,13 @@ impl Agent {
                 () = sleep_until(deadline.unwrap_or(retry).into()), if deadline.is_some() => {}
                 Some(asked) = self.orders.asked.recv() => {
                     self.state.obey(asked, &self.inlets);
-                    continue;
                 }
                 Some(changes) = self.orders.heard.recv() => {
                     self.state.hear_orders(&changes);
-                    continue;
                 }
                 () = sleep_until(tick.into()) => {
                     tick = Instant::now() + TICK;
+                    self.state.tend_orders();
                     self.state.look_at_attachments(&self.inlets).await;
                     self.state.report(&self.inlets);
                     continue;

@@ -24,7 +24,7 @@ use crate::{
         maps::Maps,
     },
     membership::{Change, Facts, Key, Own, Publication, Report, drain::Keeper},
-    model::{Intent, Life, MemberState, Members, Problem, Targets, Verdicts},
+    model::{Drained, Intent, Life, MemberState, Members, Problem, Targets, Verdicts},
     netlink::Interfaces,
     plan::{self, Askers, Desired, FrontendKey, Inputs},
     report::status::Attachment,
@@ -33,6 +33,9 @@ use crate::{
 
 /// Shortest time between two reports.
 const REPORT_REST: Duration = Duration::from_millis(200);
+
+/// Deadlines by the wall clock are looked at again at least so often.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// Addresses of all nodes by name, as netlink and membership follow them.
 pub type Addresses = Arc<BTreeMap<String, Vec<IpAddr>>>;
@@ -103,6 +106,7 @@ pub struct Outlets {
 struct Basis {
     intent: Arc<Intent>,
     members: Arc<Members>,
+    drained: Arc<Drained>,
     askers: Askers,
     /// The last verdict that it knew, and how many targets had been forgotten.
     turn: u64,
@@ -111,8 +115,10 @@ struct Basis {
 
 impl Basis {
     /// Whether verdicts and members are all that is new.
-    fn follows(&self, intent: &Arc<Intent>, verdicts: &Verdicts) -> bool {
-        Arc::ptr_eq(&self.intent, intent) && self.removals == verdicts.removals()
+    fn follows(&self, intent: &Arc<Intent>, verdicts: &Verdicts, drained: &Drained) -> bool {
+        Arc::ptr_eq(&self.intent, intent)
+            && self.removals == verdicts.removals()
+            && *self.drained == *drained
     }
 }
 
@@ -139,6 +145,8 @@ pub struct State {
     /// What this node says of itself.
     pub(super) own: Own,
     pub(super) keeper: Keeper,
+    /// What its orders mean at this time.
+    drained: Arc<Drained>,
     /// With what it was applied; none before and after a failure.
     applied: Option<Surroundings>,
     /// What the data plane could not hold, or why nothing could be applied.
@@ -169,6 +177,7 @@ impl State {
             basis: None,
             election: Election::default(),
             elected: None,
+            drained: Arc::new(keeper.drains().at(unix_ms(SystemTime::now()))),
             keeper,
             applied: None,
             desired: Desired::default(),
@@ -192,6 +201,7 @@ impl State {
         let hops = inlets.hops.borrow_and_update().clone();
         let interfaces = inlets.interfaces.borrow_and_update().clone();
         inlets.source.mark_unchanged();
+        self.look_at_drains();
 
         let difference = self.plan(&intent, &members, &verdicts);
         let Ok(announced) = self.elect(&intent, &members, &interfaces, &verdicts) else {
@@ -259,9 +269,10 @@ impl State {
                 Arc::new(Members::assumed(&intent.agent.node, names))
             }
         };
-        let inputs = Inputs { intent, verdicts, members: &members };
+        let drained = self.drained.clone();
+        let inputs = Inputs { intent, verdicts, members: &members, drained: &drained };
         let (turn, removals) = (verdicts.turn(), verdicts.removals());
-        if let Some(basis) = self.basis.take_if(|it| it.follows(intent, verdicts)) {
+        if let Some(basis) = self.basis.take_if(|it| it.follows(intent, verdicts, &drained)) {
             let nodes = basis.members.serving_differs(&members);
             let since = verdicts.since(basis.turn);
             let owners = plan::follow(&mut self.desired, &inputs, &basis.askers, since, nodes);
@@ -277,7 +288,8 @@ impl State {
             changed
         });
         let desired = plan::desired(&inputs);
-        self.basis = Some(Basis { intent: intent.clone(), members, askers, turn, removals });
+        let intent = intent.clone();
+        self.basis = Some(Basis { intent, members, drained, askers, turn, removals });
         Difference::Anew(std::mem::replace(&mut self.desired, desired))
     }
 
@@ -290,7 +302,7 @@ impl State {
         verdicts: &Verdicts,
     ) -> Result<BTreeMap<IpAddr, announce::Uplink>, ApplyError> {
         let now = Instant::now();
-        let holders = plan::holders(&Inputs { intent, verdicts, members });
+        let holders = plan::holders(&Inputs { intent, verdicts, members, drained: &self.drained });
         let announced = self.data_plane.announced().inspect_err(|error| {
             tracing::error!(%error, "maps cannot be read; nothing is announced or withdrawn");
         })?;
@@ -316,7 +328,27 @@ impl State {
 
     /// When a turn may bring something new although nothing changed.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.election.next_deadline()
+        let now_ms = unix_ms(SystemTime::now());
+        let wait = |at: u64| Duration::from_millis(at.saturating_sub(now_ms)).min(LONGEST_WAIT);
+        let drains = self.drained.until_ms().map(|at| Instant::now() + wait(at));
+        [self.election.next_deadline(), drains].into_iter().flatten().min()
+    }
+
+    /// What the orders mean by now: deadlines pass.
+    fn look_at_drains(&mut self) {
+        let now_ms = unix_ms(SystemTime::now());
+        if self.drained.until_ms().is_some_and(|at| at <= now_ms) {
+            self.drained = Arc::new(self.keeper.drains().at(now_ms));
+        }
+    }
+
+    /// Forgets orders that were undone long ago.
+    pub fn tend_orders(&mut self) {
+        let now_ms = unix_ms(SystemTime::now());
+        for key in tokio::task::block_in_place(|| self.keeper.tend(now_ms)) {
+            // A receiver that is gone shows as its task's end.
+            let _ = self.outlets.publish.send((key, None));
+        }
     }
 
     /// Carries an administrator's order out. Writes to disk, as seldom as people give orders.
@@ -331,7 +363,9 @@ impl State {
 
     /// Takes over what other members say of orders.
     pub fn hear_orders(&mut self, changes: &[Change]) {
-        let hear = || changes.iter().filter_map(|it| self.keeper.on_change(it)).collect::<Vec<_>>();
+        let now_ms = unix_ms(SystemTime::now());
+        let news = changes.iter();
+        let hear = || news.filter_map(|it| self.keeper.on_change(it, now_ms)).collect::<Vec<_>>();
         let publications = tokio::task::block_in_place(hear);
         publications.into_iter().for_each(|publication| self.publish(Some(publication)));
     }
@@ -340,7 +374,9 @@ impl State {
         if let Some((key, value)) = publication {
             // A receiver that is gone shows as its task's end.
             let _ = self.outlets.publish.send((key, Some(value)));
-            self.own.drained = self.keeper.drains().forwarding().map(str::to_owned).collect();
+            let drains = self.keeper.drains();
+            self.own.drained = drains.forwarding().map(str::to_owned).collect();
+            self.drained = Arc::new(drains.at(unix_ms(SystemTime::now())));
             self.speak();
         }
     }

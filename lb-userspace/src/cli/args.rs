@@ -84,10 +84,14 @@ pub enum Command {
     #[command(after_help = "Example:\n  weir members")]
     Members(Output),
     /// Take something out of service on all nodes, by the running agent
-    #[command(after_help = "Example:\n  weir drain node worker-1 --forwarding")]
+    #[command(
+        after_help = "Examples:\n  weir drain backend 10.1.0.7:8080 --deadline 30m\n  weir drain node worker-1\n  weir drain node worker-1 --forwarding"
+    )]
     Drain(DrainArgs),
     /// Put back what was drained
-    #[command(after_help = "Example:\n  weir undrain node worker-1")]
+    #[command(
+        after_help = "Examples:\n  weir undrain backend 10.1.0.7:8080\n  weir undrain node worker-1"
+    )]
     Undrain(UndrainArgs),
     /// List backends, the nodes they live on and the slots that they own
     #[command(after_help = "Example:\n  weir backends")]

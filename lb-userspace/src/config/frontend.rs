@@ -173,14 +173,15 @@ fn read_announce(value: &Value<'_>) -> Option<AnnouncePolicy> {
 }
 
 fn read_member(value: &Value<'_>) -> Option<(PoolMember, Place)> {
-    let fields = value.fields(&["address", "port", "weight", "node"])?;
+    let fields = value.fields(&["address", "port", "weight", "node", "terminating"])?;
     let address = fields.required("address").and_then(|value| read_unicast(&value));
     let port = fields.get("port").map(|value| value.port());
     let weight =
         fields.read_or("weight", DEFAULT_WEIGHT, |value| value.integer(1..=i64::from(u16::MAX)));
     let node = fields.get("node").map(|value| value.name());
     let node = node.flatten().unwrap_or_default();
-    let member = PoolMember { address: address?, port: port.flatten(), weight, node };
+    let terminating = fields.read_or("terminating", false, Value::boolean);
+    let member = PoolMember { address: address?, port: port.flatten(), weight, node, terminating };
     Some((member, value.place.clone()))
 }
 

@@ -25,6 +25,8 @@ use saphyr::{LoadableYamlNode, MarkedYamlOwned, ScanError};
 use crate::model::Intent;
 use read::{Place, Report, Value};
 
+pub use read::parse_duration;
+
 /// The only version of the objects.
 pub const API_VERSION: &str = "weir.dev/v1alpha1";
 

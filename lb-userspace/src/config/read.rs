@@ -339,7 +339,8 @@ fn describe(node: &MarkedYamlOwned) -> String {
     }
 }
 
-fn parse_duration(text: &str) -> Option<Duration> {
+/// A whole number with a unit.
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let number: u64 = number.parse().ok()?;

@@ -25,6 +25,8 @@ pub struct Member<'a> {
     pub weight: u16,
     /// Name of its node.
     pub node: &'a str,
+    /// It will end: no new flows, but it keeps those that it has.
+    pub terminating: bool,
 }
 
 impl Intent {
@@ -46,6 +48,7 @@ impl Intent {
                     ),
                     weight: member.weight,
                     node: &member.node,
+                    terminating: member.terminating,
                 })
                 .collect(),
             Pool::Nodes { selector, weight } => self
@@ -54,7 +57,8 @@ impl Intent {
                 .filter(|node| selector.matches(&node.labels))
                 .filter_map(|node| {
                     let endpoint = SocketAddr::new(node.address_like(address)?, port.target_port);
-                    Some(Member { endpoint, weight: *weight, node: &node.name })
+                    let (weight, node) = (*weight, node.name.as_str());
+                    Some(Member { endpoint, weight, node, terminating: false })
                 })
                 .collect(),
         }
@@ -269,6 +273,8 @@ pub struct PoolMember {
     pub weight: u16,
     /// The node it lives on; validated to exist. Filled in for addresses that are a node's own.
     pub node: String,
+    /// As in [`Member`].
+    pub terminating: bool,
 }
 
 /// Labels that must all be present with these values.

@@ -6,7 +6,7 @@ pub mod intent;
 pub mod members;
 pub mod seed;
 
-pub use drains::{Drainable, Drains};
+pub use drains::{Drainable, Drained, Drains, Stage, Wish};
 pub use health::{Cause, Health, Target, Targets, UnixTime, Verdicts};
 pub use intent::{
     AgentSettings, AnnouncePolicy, Check, CheckKind, Delivery, FrontendObject, FrontendPort,

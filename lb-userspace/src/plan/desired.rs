@@ -10,8 +10,8 @@ use lb_common::{abi::MAX_SLOTS, frontend::Endpoint, service::flags};
 
 use super::flows::{Claimed, Former, Owners};
 use crate::model::{
-    FrontendObject, FrontendPort, Intent, Member, Members, Node, Problem, Protocol, Target,
-    Targets, Verdicts, intent::probe_address,
+    Drained, FrontendObject, FrontendPort, Intent, Member, Members, Node, Problem, Protocol, Stage,
+    Target, Targets, Verdicts, intent::probe_address,
 };
 use crate::threads;
 
@@ -24,6 +24,8 @@ pub struct Inputs<'a> {
     pub intent: &'a Intent,
     pub verdicts: &'a Verdicts,
     pub members: &'a Members,
+    /// A plan made with another one is not followed but made anew.
+    pub drained: &'a Drained,
 }
 
 /// What the data plane should hold. Keys are sorted, so equal plans compare equal.
@@ -34,6 +36,8 @@ pub struct Desired {
     /// Every backend of every pool, also those that own nothing now: they keep their id and their
     /// arrivals. [`super::History`] adds those that left all pools while somebody may know their flows.
     pub backends: BTreeMap<SocketAddr, DesiredBackend>,
+    /// Members of pools whose deadline has passed: none of the backends, and their flows end at once.
+    pub over: BTreeSet<SocketAddr>,
     pub vips: BTreeMap<IpAddr, DesiredVip>,
     /// All configured nodes by name: hops and members. Death removes none.
     pub nodes: BTreeMap<String, DesiredNode>,
@@ -219,6 +223,28 @@ pub fn askers(intent: &Intent) -> Askers {
     askers
 }
 
+/// Names of the objects with a frontend whose pool takes no new flows because all of it is out of service.
+pub fn all_drained<'a>(intent: &'a Intent, drained: &Drained) -> BTreeSet<&'a str> {
+    let empty = |object: &&FrontendObject| {
+        frontends_of(object)
+            .any(|(address, port)| takes_nobody(drained, &intent.members(object, address, port)))
+    };
+    intent.frontends.values().filter(empty).map(|object| object.name.as_str()).collect()
+}
+
+/// The members of all pools, with the names of their nodes; where pools disagree, the first object's.
+pub fn pooled(intent: &Intent) -> BTreeMap<SocketAddr, &str> {
+    let mut pooled = BTreeMap::new();
+    for object in intent.frontends.values() {
+        for (address, port) in frontends_of(object) {
+            for member in intent.members(object, address, port) {
+                pooled.entry(member.endpoint).or_insert(member.node);
+            }
+        }
+    }
+    pooled
+}
+
 /// Everything that health must probe, each target once, with its node.
 pub fn targets(intent: &Intent) -> Arc<Targets> {
     askers(intent).targets
@@ -266,7 +292,15 @@ fn add_object(plan: &mut Desired, inputs: &Inputs<'_>, object: &FrontendObject) 
             continue;
         }
         let mut weighted = 0;
-        let members = inputs.intent.members(object, address, port);
+        let mut members = inputs.intent.members(object, address, port);
+        if takes_nobody(inputs.drained, &members) {
+            problem(format!(
+                "all backends of {shown} are drained or terminating: new flows are refused; \
+                 `weir status` shows who ordered it, `weir undrain` puts one back"
+            ));
+        }
+        let over = |it: &Member<'_>| inputs.drained.stage(it) == Some(Stage::Over);
+        plan.over.extend(members.extract_if(.., |it| over(it)).map(|it| it.endpoint));
         for member in &members {
             match add_backend(&mut plan.backends, inputs, member, port.protocol) {
                 Ok(()) => weighted += usize::from(member.weight > 0),
@@ -292,6 +326,12 @@ fn add_object(plan: &mut Desired, inputs: &Inputs<'_>, object: &FrontendObject) 
         plan.frontends.insert(key, frontend);
         plan.vips.entry(address).or_insert(DesiredVip { echo: false }).echo |= object.echo;
     }
+}
+
+/// Whether a pool has members with weight, and every one of them is out of service.
+fn takes_nobody(drained: &Drained, members: &[Member<'_>]) -> bool {
+    let mut weighted = members.iter().filter(|member| member.weight > 0).peekable();
+    weighted.peek().is_some() && weighted.all(|member| drained.stage(member).is_some())
 }
 
 fn flags_of(object: &FrontendObject) -> u32 {
@@ -338,7 +378,8 @@ fn may_own(
     here && serves(inputs, object, port, member)
 }
 
-/// Whether a member takes new flows: its node serves, and no probe says that it is down.
+/// Whether a member takes new flows: nobody took it out of service, its node serves, and no probe says
+/// that it is down.
 fn serves(
     inputs: &Inputs<'_>,
     object: &FrontendObject,
@@ -350,7 +391,8 @@ fn serves(
             target(object, port, member.endpoint).and_then(|target| inputs.verdicts.get(&target));
         verdict.is_some_and(|health| !health.serves())
     };
-    member.weight > 0 && inputs.members.serves(member.node) && !down()
+    let stays = member.weight > 0 && inputs.drained.stage(member).is_none();
+    stays && inputs.members.serves(member.node) && !down()
 }
 
 fn add_backend(

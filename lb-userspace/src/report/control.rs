@@ -25,8 +25,13 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(tag = "command", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Request {
-    /// Takes something out of service.
-    Drain { what: Drainable },
+    /// Takes something out of service. Backends lose what flows they still have after `within_ms`; without
+    /// it they keep them until they end.
+    Drain {
+        what: Drainable,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        within_ms: Option<u64>,
+    },
     /// Puts it back.
     Undrain { what: Drainable },
 }
@@ -34,13 +39,21 @@ pub enum Request {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(tag = "result", rename_all = "lowercase")]
 pub enum Answer {
-    /// `changed`: false where it was so already.
-    Done { changed: bool },
+    /// `changed`: false where it was so already. `warning`: what comes of it that one may not want.
+    Done {
+        changed: bool,
+        #[serde(default)]
+        warning: Option<String>,
+    },
     /// Nothing was done. `fix`: what the reader should do about it.
     Refused { error: String, fix: String },
 }
 
 impl Answer {
+    pub fn done(changed: bool) -> Self {
+        Self::Done { changed, warning: None }
+    }
+
     pub fn refused(error: impl Into<String>, fix: impl Into<String>) -> Self {
         Self::Refused { error: error.into(), fix: fix.into() }
     }

@@ -222,14 +222,20 @@ fn drains_and_whys_are_asked_for_by_name() {
     assert_eq!(why(&["vips", "--why", "192.0.2.1"]), Some(Some("192.0.2.1".parse().unwrap())));
     for words in [
         &["drain", "node", "b", "--forwarding", "-o", "json"][..],
+        &["drain", "node", "b", "--deadline", "30m"],
+        &["drain", "backend", "10.0.0.1:80", "--deadline", "90s"],
         &["undrain", "node", "b"],
+        &["undrain", "node", "b", "--forwarding"],
+        &["undrain", "backend", "[2001:db8::1]:80"],
         &["members", "-o", "json"],
     ] {
         assert!(parse(words).is_ok(), "{words:?}");
     }
     for (words, part) in [
-        (&["drain", "node", "b"][..], "--forwarding"),
-        (&["drain", "node", "--forwarding"], "NAME"),
+        (&["drain", "node", "--forwarding"][..], "NAME"),
+        (&["drain", "node", "b", "--forwarding", "--deadline", "1m"], "cannot be used with"),
+        (&["drain", "node", "b", "--deadline", "1 week"], "with ms, s, m or h"),
+        (&["drain", "backend", "10.0.0.1"], "invalid"),
         (&["drain"], "node"),
         (&["vips", "--why", "x"], "invalid"),
     ] {

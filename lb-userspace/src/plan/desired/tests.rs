@@ -5,7 +5,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     config::{Overrides, parse},
-    model::{Health, Life, MemberState, Pool, PoolMember},
+    model::{
+        Drainable, Drains, Health, Life, MemberState, Pool, PoolMember, Wish, drains::NONE_DRAINED,
+    },
 };
 
 const EXAMPLE: &str = include_str!("../../../../docs/examples/weir.yaml");
@@ -24,7 +26,7 @@ fn all() -> BTreeSet<String> {
 }
 
 fn plan(intent: &Intent, verdicts: &Verdicts, alive: &BTreeSet<String>) -> Desired {
-    desired(&Inputs { intent, verdicts, members: &members(alive) })
+    desired(&Inputs { intent, verdicts, members: &members(alive), drained: &NONE_DRAINED })
 }
 
 fn members(alive: &BTreeSet<String>) -> Members {
@@ -79,6 +81,55 @@ fn a_target_that_is_down_owns_nothing_and_stays_a_backend() {
 }
 
 #[test]
+fn a_drained_backend_owns_nothing_and_stays_until_its_deadline() {
+    let intent = intent();
+    let address: SocketAddr = "10.1.0.10:8080".parse().unwrap();
+    let mut drains = Drains::default();
+    let mut drain = |what: Drainable, deadline_ms| {
+        let wish = Wish { what: what.clone(), drained: true, deadline_ms };
+        let order = drains.order(&wish, "a", 0).unwrap();
+        drains.hear(&what.to_string(), order).unwrap();
+        drains.clone()
+    };
+    let planned = |intent: &Intent, drains: &Drains, now| {
+        let (verdicts, members) = (Verdicts::new(), members(&all()));
+        let drained = &drains.at(now);
+        desired(&Inputs { intent, verdicts: &verdicts, members: &members, drained })
+    };
+    let one = drain(Drainable::Backend(address), Some(100));
+    let (before, after) = (planned(&intent, &one, 99), planned(&intent, &one, 100));
+    for plan in [&before, &after] {
+        assert_eq!(
+            (owners(plan, http()), plan.problems.len()),
+            (vec!["10.1.1.10:8080*2".into()], 0)
+        );
+    }
+    assert!(before.backends.contains_key(&address) && before.over.is_empty());
+    assert!(!after.backends.contains_key(&address));
+    assert_eq!(after.over, BTreeSet::from([address]));
+
+    let both = drain(Drainable::Node("worker-2".into()), None);
+    let plan = planned(&intent, &both, 0);
+    assert_eq!(owners(&plan, http()), [""; 0]);
+    let problem = &plan.problems[0];
+    assert!(
+        problem.object == "Frontend/apps" && problem.message.contains("drained"),
+        "{problem:?}"
+    );
+    assert_eq!(owners(&plan, key("198.51.100.3", 53, Protocol::Udp)), ["192.0.2.21:53*1"]);
+}
+
+#[test]
+fn a_member_that_terminates_owns_nothing_and_stays() {
+    let mut intent = intent();
+    let Pool::Members(pool) = &mut intent.frontends.get_mut("apps").unwrap().pool else { panic!() };
+    pool[0].terminating = true;
+    let plan = plan(&intent, &Verdicts::new(), &all());
+    assert_eq!(owners(&plan, http()), ["10.1.1.10:8080*2"]);
+    assert!(plan.backends.contains_key(&"10.1.0.10:8080".parse().unwrap()));
+}
+
+#[test]
 fn both_protocols_of_one_server_share_its_target() {
     let intent = intent();
     let found = targets(&intent);
@@ -120,7 +171,12 @@ fn backends_of_a_mute_node_stay_and_those_held_back_own_nothing() {
         let state = MemberState { life, serves, ..MemberState::default() };
         members.nodes.insert("worker-2".into(), state);
         let verdicts = Verdicts::new();
-        let plan = desired(&Inputs { intent: &intent, verdicts: &verdicts, members: &members });
+        let plan = desired(&Inputs {
+            intent: &intent,
+            verdicts: &verdicts,
+            members: &members,
+            drained: &NONE_DRAINED,
+        });
         owners(&plan, http()).len()
     };
     assert_eq!(with(Life::Mute, true), 2);
@@ -137,7 +193,12 @@ fn a_local_only_pool_has_this_nodes_backends_only_and_says_so() {
     assert_eq!(plan.frontends[&http()].flags, flags::LOCAL_ONLY | flags::ALWAYS_YOUNG);
     assert_eq!(plan.backends.len(), 8, "the others keep their arrivals");
     let members = members(&names(&["worker-1", "worker-2"]));
-    let inputs = Inputs { intent: &intent, verdicts: &Verdicts::new(), members: &members };
+    let inputs = Inputs {
+        intent: &intent,
+        verdicts: &Verdicts::new(),
+        members: &members,
+        drained: &NONE_DRAINED,
+    };
     let both = names(&["worker-1", "worker-2"]);
     assert_eq!(holders(&inputs), [(http().address, both)].into());
 }
@@ -181,6 +242,7 @@ fn spoil(object: &mut FrontendObject, how: usize, taken: IpAddr) {
                 port: Some(port),
                 weight: 1,
                 node: node.into(),
+                terminating: false,
             };
             // A node that is not known, and a backend that lives elsewhere.
             object.pool = Pool::Members(vec![member(1, "nowhere"), member(8080, "master-1")]);
@@ -220,7 +282,7 @@ proptest! {
             members.extend([again(0, "worker-1"), again(7, "worker-1"), again(3, "worker-2")]);
         }
         let (askers, mut verdicts) = (askers(&intent), Verdicts::new());
-        let mut followed = desired(&Inputs { intent: &intent, verdicts: &verdicts, members: &members });
+        let mut followed = desired(&Inputs { intent: &intent, verdicts: &verdicts, members: &members, drained: &NONE_DRAINED });
         for (n, health, serves) in turns {
             let turn = verdicts.turn();
             let target = askers.targets.keys().nth(n % askers.targets.len()).unwrap();
@@ -231,7 +293,7 @@ proptest! {
             let (name, node) = members.nodes.iter_mut().nth(n % 3).unwrap();
             let (name, was) = (name.clone(), node.serves);
             node.serves = serves;
-            let inputs = Inputs { intent: &intent, verdicts: &verdicts, members: &members };
+            let inputs = Inputs { intent: &intent, verdicts: &verdicts, members: &members, drained: &NONE_DRAINED };
             let before = followed.frontends.clone();
             let nodes = (was != serves).then_some(name.as_str()).into_iter();
             let moved = follow(&mut followed, &inputs, &askers, verdicts.since(turn), nodes);

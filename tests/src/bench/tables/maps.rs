@@ -31,7 +31,7 @@ use weir::{
     model::{
         AgentSettings, AnnouncePolicy, Check, CheckKind, Delivery, FrontendObject, FrontendPort,
         GossipSettings, Health, HoldDowns, Intent, Limits, Members, Node, Pool, PoolMember,
-        Protocol, Target, Verdicts,
+        Protocol, Target, Verdicts, drains::NONE_DRAINED,
     },
     plan::{self, Askers, Desired, Inputs, owners},
 };
@@ -261,7 +261,8 @@ impl Site {
     }
 
     fn inputs(&self) -> Inputs<'_> {
-        Inputs { intent: &self.intent, verdicts: &self.verdicts, members: &self.members }
+        let (verdicts, drained) = (&self.verdicts, &NONE_DRAINED);
+        Inputs { intent: &self.intent, verdicts, members: &self.members, drained }
     }
 
     /// The first step, or one that a node's life makes.
@@ -449,6 +450,7 @@ fn frontend(name: String, n: u32, backends: usize) -> FrontendObject {
         port: Some(BACKEND_PORT + (at / NODES) as u16),
         weight: 1,
         node: node_name(at % NODES),
+        terminating: false,
     };
     FrontendObject {
         name,
