@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod announce;
+pub mod claims;
 pub mod cli;
 pub mod config;
 pub mod dataplane;

@@ -32,7 +32,7 @@ use tokio::{
 };
 
 use crate::{
-    announce,
+    announce, claims,
     cli::args::AgentArgs,
     config::{self, Overrides},
     dataplane::{
@@ -42,6 +42,7 @@ use crate::{
         keys::Keys,
         load::{self, Loaded},
         maps::Maps,
+        scan::Scanner,
     },
     health,
     membership::{self, Change, drain::Keeper},
@@ -322,6 +323,10 @@ fn wire(
     let (publish, published) = mpsc::unbounded_channel();
     let (words, words_in) = mpsc::unbounded_channel();
     let (drains, drains_in) = mpsc::unbounded_channel();
+    let (said_claims, claims_in) = mpsc::unbounded_channel();
+    let (applied, applied_in) = watch::channel(Arc::default());
+    let (consensus, consensus_in) = watch::channel(Arc::default());
+    let (scanned, scanned_in) = watch::channel(Arc::default());
     let (questions, questions_in) = mpsc::channel(1);
     let (asked, asked_in) = mpsc::channel(control::MAX_WAITING);
     for (key, value) in keeper.publications() {
@@ -337,6 +342,8 @@ fn wire(
         membership: membership_in,
         conflicts: conflicts_in,
         verdicts: verdicts_in,
+        consensus: consensus_in,
+        scanned: scanned_in,
     };
     let outlets = state::Outlets {
         nodes: nodes.clone(),
@@ -345,6 +352,7 @@ fn wire(
         own: own.clone(),
         announced: announced.clone(),
         publish: publish.clone(),
+        applied,
     };
     let seed_tag = Keys::of(&agent.seed).tag;
     // Greater in each life of the agent.
@@ -364,11 +372,27 @@ fn wire(
         report: membership_report,
         verdicts: words,
         drains,
+        claims: said_claims,
     };
     let ended = membership::start(membership_settings(agent, seed_tag), life, channels)
         .context("start membership")?;
     tasks.spawn(async move {
         ended.await;
+        Ok(())
+    });
+    let mut scanner = Scanner::open(&agent.pin_dir, &agent.seed, agent.arrivals)
+        .context("open the maps of arrivals")?;
+    let channels = claims::Channels {
+        applied: applied_in,
+        heard: claims_in,
+        members: members_in.clone(),
+        publish: publish.clone(),
+        consensus,
+        scanned,
+    };
+    let node = agent.node.clone();
+    tasks.spawn(async move {
+        claims::run(&node, Box::new(move || scanner.scan()), channels).await;
         Ok(())
     });
     let settings = health::Settings { node: agent.node.clone(), seed: agent.seed, run: life };

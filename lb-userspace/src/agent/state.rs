@@ -22,11 +22,15 @@ use crate::{
         attach::AttachError,
         load::Loaded,
         maps::Maps,
+        scan::Scan,
     },
     membership::{Change, Facts, Key, Own, Publication, Report, drain::Keeper},
     model::{Drained, Intent, Life, MemberState, Members, Problem, Targets, Verdicts},
     netlink::Interfaces,
-    plan::{self, Askers, Desired, FrontendKey, Inputs},
+    plan::{
+        self, Askers, Desired, FrontendKey, Inputs,
+        flows::{Applied, Consensus},
+    },
     report::status::Attachment,
     sources::file::SourceStatus,
 };
@@ -57,6 +61,10 @@ pub struct Inlets {
     /// VIPs for which others answer too; for status.
     pub conflicts: watch::Receiver<Arc<Vec<Problem>>>,
     pub verdicts: watch::Receiver<Arc<Verdicts>>,
+    /// Displaced flows, and what is known of others' sets.
+    pub consensus: watch::Receiver<Arc<Consensus>>,
+    /// What the last look at the arrivals found; for status.
+    pub scanned: watch::Receiver<Arc<Scan>>,
 }
 
 impl Inlets {
@@ -70,6 +78,7 @@ impl Inlets {
             result = self.interfaces.changed() => live(result),
             result = self.members.changed() => live(result),
             result = self.verdicts.changed() => live(result),
+            result = self.consensus.changed() => live(result),
         };
         if !alive {
             std::future::pending::<()>().await;
@@ -99,6 +108,8 @@ pub struct Outlets {
     pub keys: watch::Sender<Vec<[u8; 32]>>,
     pub own: watch::Sender<Arc<Own>>,
     pub publish: mpsc::UnboundedSender<Publication>,
+    /// What the data plane holds since a turn.
+    pub applied: watch::Sender<Arc<Applied>>,
     pub announced: watch::Sender<Arc<BTreeMap<IpAddr, announce::Uplink>>>,
 }
 

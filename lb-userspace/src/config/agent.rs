@@ -20,7 +20,7 @@ use super::{
     unicast,
 };
 use crate::model::{
-    AgentSettings, GossipSettings, HoldDowns, Limits,
+    AgentSettings, ArrivalTimes, GossipSettings, HoldDowns, Limits,
     seed::{gossip_key_from, seed_from},
 };
 
@@ -45,6 +45,10 @@ const MAX_GOSSIP_SEEDS: usize = 64;
 const HOLD_DOWN: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
 /// No shorter than what makes an agent mute at all.
 const MUTE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+
+/// Handshakes and answers take seconds where networks are bad. The clock of arrivals wraps after weeks.
+const ARRIVALS: RangeInclusive<Duration> =
+    Duration::from_secs(10)..=Duration::from_secs(7 * 24 * 3600);
 
 const MAX_PATTERNS: usize = 32;
 const MAX_GATEWAYS: usize = 8;
@@ -82,6 +86,7 @@ pub fn read(spec: &Value<'_>, path: &Path, overrides: &Overrides) -> Option<Agen
         "peers",
         "gossip",
         "holdDowns",
+        "arrivals",
         "announce",
     ])?;
     let place_of = |name: &str| fields.get(name).map_or(spec.place.clone(), |value| value.place);
@@ -121,6 +126,7 @@ pub fn read(spec: &Value<'_>, path: &Path, overrides: &Overrides) -> Option<Agen
         peer_rise,
         gossip,
         hold_downs: read_hold_downs(&fields),
+        arrivals: read_arrivals(&fields),
         announce_interfaces,
         gateways,
     };
@@ -250,6 +256,22 @@ fn read_hold_downs(spec: &Fields<'_>) -> HoldDowns {
             "`most` is {:?}, shorter than the first hold-down; allowed: {longest:?} or more",
             times.most
         ));
+    }
+    times
+}
+
+fn read_arrivals(spec: &Fields<'_>) -> ArrivalTimes {
+    let mut times = ArrivalTimes::default();
+    let allowed = ["established", "closed", "opening", "datagrams"];
+    let fields = spec.get("arrivals").and_then(|value| value.fields(&allowed));
+    let Some(fields) = fields else { return times };
+    for (name, time) in [
+        ("established", &mut times.established),
+        ("closed", &mut times.closed),
+        ("opening", &mut times.opening),
+        ("datagrams", &mut times.datagrams),
+    ] {
+        *time = fields.read_or(name, *time, |value| value.duration(ARRIVALS));
     }
     times
 }

@@ -183,7 +183,7 @@ fn create(map_type: u32, inner_map_fd: u32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<i32> {
+pub(super) fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<i32> {
     // SAFETY: the attributes live through the call and are the beginning of what the command reads,
     // of the size that is passed with them; what they point to lives in the callers.
     let result =

@@ -116,6 +116,7 @@ impl<K: aya::Pod, V: aya::Pod> Table<K, V> {
         self.map.iter().map(|entry| entry.map_err(|source| ReadError { map: self.name, source }))
     }
 
+    /// Makes no element of an LRU map look used.
     pub fn get(&self, key: &K) -> Result<Option<V>, ReadError> {
         match self.map.get(key, 0) {
             Ok(value) => Ok(Some(value)),
@@ -246,6 +247,14 @@ impl Maps {
             ArrivalMap::Opening => &self.opening,
             ArrivalMap::Established => &self.established,
             ArrivalMap::Datagrams => &self.datagrams,
+        }
+    }
+
+    pub(super) fn arrivals_mut(&mut self, which: ArrivalMap) -> &mut Table<ArrivalKey, Arrival> {
+        match which {
+            ArrivalMap::Opening => &mut self.opening,
+            ArrivalMap::Established => &mut self.established,
+            ArrivalMap::Datagrams => &mut self.datagrams,
         }
     }
 

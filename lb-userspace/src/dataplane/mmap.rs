@@ -120,6 +120,11 @@ impl<T: Pod> Mapped<T> {
         Some(value)
     }
 
+    /// One word of a value; none beyond the end.
+    pub fn word(&self, index: u32, at: usize) -> Option<u64> {
+        self.value(index)?.get(at).map(|word| word.load(Ordering::Acquire))
+    }
+
     /// All values by index.
     pub fn iter(&self) -> impl Iterator<Item = (u32, T)> {
         (0..self.entries).filter_map(|index| Some((index, self.get(index)?)))

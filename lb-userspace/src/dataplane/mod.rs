@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod attach;
+mod batch;
 pub mod fake;
 pub mod grace;
 pub mod hooks;
@@ -12,5 +13,6 @@ pub mod maps;
 pub mod mmap;
 pub mod object;
 pub mod room;
+pub mod scan;
 pub mod spec;
 pub mod store;

@@ -197,7 +197,7 @@ impl<K: aya::Pod, V: aya::Pod> Table<K, V> {
     }
 
     /// Succeeds also where there is no such key.
-    fn remove(&mut self, key: &K) -> Result<(), WriteError> {
+    pub(super) fn remove(&mut self, key: &K) -> Result<(), WriteError> {
         match self.map.remove(key) {
             Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
             Err(error) => match write_error(self.name, self.capacity, error) {

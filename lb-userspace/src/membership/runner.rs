@@ -86,6 +86,7 @@ pub struct Channels {
     pub report: watch::Sender<Arc<Report>>,
     pub verdicts: mpsc::UnboundedSender<Vec<Change>>,
     pub drains: mpsc::UnboundedSender<Vec<Change>>,
+    pub claims: mpsc::UnboundedSender<Vec<Change>>,
 }
 
 /// What status shows beside [`Members`].
@@ -280,8 +281,10 @@ impl Runner {
     }
 
     fn publish(&mut self, (key, value): Publication) {
-        // All that others publish changes where flows go.
-        self.machine.publish(key, value, true, Instant::now());
+        // Claims come many at a time, and what they wait for waits for seconds. All else changes where
+        // flows go.
+        let urgent = !key.topic.is_of_claims();
+        self.machine.publish(key, value, urgent, Instant::now());
     }
 
     fn on_stream(&mut self, event: Event) {
@@ -334,16 +337,22 @@ impl Runner {
         if let Some(members) = members {
             channels.members.send_replace(members);
         }
-        // Receivers that are gone show as their tasks' end.
-        let (drains, rest): (Vec<_>, Vec<_>) =
-            changes.into_iter().partition(|change| change.key.topic == Topic::DRAIN);
-        let verdicts: Vec<_> =
-            rest.into_iter().filter(|change| change.key.topic == Topic::VERDICT).collect();
-        if !drains.is_empty() {
-            let _ = channels.drains.send(drains);
+        let (mut drains, mut verdicts, mut claims) = (Vec::new(), Vec::new(), Vec::new());
+        for change in changes {
+            match change.key.topic {
+                Topic::DRAIN => drains.push(change),
+                Topic::VERDICT => verdicts.push(change),
+                topic if topic.is_of_claims() => claims.push(change),
+                _ => {}
+            }
         }
-        if !verdicts.is_empty() {
-            let _ = channels.verdicts.send(verdicts);
+        for (changes, to) in
+            [(drains, &channels.drains), (verdicts, &channels.verdicts), (claims, &channels.claims)]
+        {
+            if !changes.is_empty() {
+                // A receiver that is gone shows as its task's end.
+                let _ = to.send(changes);
+            }
         }
     }
 

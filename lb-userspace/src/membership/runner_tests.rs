@@ -35,6 +35,7 @@ struct Running {
     _nodes: watch::Sender<Arc<BTreeMap<String, Vec<IpAddr>>>>,
     _gateway: mpsc::Receiver<Question>,
     _drains: mpsc::UnboundedReceiver<Vec<Change>>,
+    claims: mpsc::UnboundedReceiver<Vec<Change>>,
 }
 
 impl Running {
@@ -49,6 +50,7 @@ impl Running {
         let (report, reports) = watch::channel(Arc::default());
         let (words, verdicts) = mpsc::unbounded_channel();
         let (drains, _drains) = mpsc::unbounded_channel();
+        let (claims_out, claims) = mpsc::unbounded_channel();
         let rules = Rules {
             interval: Duration::from_millis(100),
             fall: 3,
@@ -70,10 +72,11 @@ impl Running {
             report,
             verdicts: words,
             drains,
+            claims: claims_out,
         };
         tokio::spawn(start(settings, 1, channels).unwrap());
         let _nodes = nodes;
-        Self { members, reports, publish, verdicts, own, keys, _nodes, _gateway, _drains }
+        Self { members, reports, publish, verdicts, claims, own, keys, _nodes, _gateway, _drains }
     }
 
     async fn until(&mut self, holds: impl FnMut(&Arc<Members>) -> bool) -> Arc<Members> {

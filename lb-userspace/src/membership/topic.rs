@@ -20,8 +20,17 @@ impl Topic {
     pub const VERDICT: Self = Self(4);
     /// Named by what is drained: the word of an administrator.
     pub const DRAIN: Self = Self(5);
-    /// Named by frontend: slots in which this member has displaced arrivals.
+    /// Named by frontend and backend: slots in which that backend of this member knows displaced flows.
     pub const CLAIM: Self = Self(6);
+    /// Named by one byte: epochs that this member has applied lately, its claims sent.
+    pub const VIEW: Self = Self(7);
+    /// Named by frontend: sets of owners before the one in force.
+    pub const LINEAGE: Self = Self(8);
+
+    /// What `crate::claims` says and hears.
+    pub fn is_of_claims(self) -> bool {
+        matches!(self, Self::CLAIM | Self::VIEW | Self::LINEAGE)
+    }
 }
 
 /// Names an entry among those of its origin.

@@ -98,6 +98,7 @@ pub struct AgentSettings {
     pub peer_rise: u32,
     pub gossip: GossipSettings,
     pub hold_downs: HoldDowns,
+    pub arrivals: ArrivalTimes,
     /// Patterns (`*` stands for any text) of uplinks on which VIPs are announced; empty: all uplinks.
     pub announce_interfaces: Vec<String>,
     /// Whom a node asks that hears nobody any more; empty: the default gateways of its routes.
@@ -147,6 +148,31 @@ impl Default for HoldDowns {
             most: Duration::from_secs(60),
             forget: Duration::from_secs(600),
             mute: Duration::from_secs(5),
+        }
+    }
+}
+
+/// How long a silent flow is remembered where it ends; then it is as if it had never been.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ArrivalTimes {
+    /// A TCP connection. Longer than the two hours after which kernels ask whether the other side is
+    /// still there.
+    pub established: Duration,
+    /// One that both sides have closed, or that the backend has reset.
+    pub closed: Duration,
+    /// One whose client has not yet answered its backend.
+    pub opening: Duration,
+    /// UDP.
+    pub datagrams: Duration,
+}
+
+impl Default for ArrivalTimes {
+    fn default() -> Self {
+        Self {
+            established: Duration::from_secs(3 * 3600),
+            closed: Duration::from_secs(60),
+            opening: Duration::from_secs(60),
+            datagrams: Duration::from_secs(300),
         }
     }
 }
@@ -227,6 +253,11 @@ impl Protocol {
             Self::Tcp => lb_common::net::proto::TCP,
             Self::Udp => lb_common::net::proto::UDP,
         }
+    }
+
+    /// The one of an IANA number.
+    pub fn of(number: u8) -> Option<Self> {
+        [Self::Tcp, Self::Udp].into_iter().find(|it| it.number() == number)
     }
 }
 

@@ -61,6 +61,12 @@ impl FrontendKey {
             self.protocol.number(),
         )
     }
+
+    /// From the maps; none where it is no frontend's.
+    pub fn of(endpoint: &Endpoint) -> Option<Self> {
+        let protocol = Protocol::of(endpoint.proto)?;
+        Some(Self { address: endpoint.addr.to_ip(), port: endpoint.port.get(), protocol })
+    }
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]

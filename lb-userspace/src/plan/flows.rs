@@ -47,6 +47,14 @@ pub struct Applied {
     pub recent: Arc<BTreeMap<FrontendKey, Lineage>>,
 }
 
+/// Displaced flows of one frontend that one backend knows.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Displaced {
+    pub flows: u64,
+    /// In which they lie.
+    pub slots: BTreeSet<u16>,
+}
+
 /// Displaced flows of one frontend, by the word of the members where they end.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Claimed {
@@ -61,7 +69,7 @@ pub struct Claimed {
 pub struct Consensus {
     pub claims: BTreeMap<FrontendKey, Arc<Claimed>>,
     /// By member: the epochs of frontends that changed there lately, each applied and its claims sent.
-    pub views: BTreeMap<Arc<str>, BTreeMap<FrontendKey, u64>>,
-    /// Of frontends that changed elsewhere lately.
+    pub views: BTreeMap<Arc<str>, Arc<BTreeMap<FrontendKey, u64>>>,
+    /// By the word of others, with the epoch that `Applied::recent` has here and the longest past.
     pub lineages: BTreeMap<FrontendKey, Lineage>,
 }

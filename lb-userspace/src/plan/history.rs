@@ -403,7 +403,8 @@ struct Others<'a> {
 impl<'a> Others<'a> {
     fn new(members: &'a Members, consensus: &'a Consensus) -> Self {
         let heard = members.nodes.keys().filter(|name| members.has_agent(name));
-        let views = heard.map(|name| (name.as_str(), consensus.views.get(name.as_str())));
+        let views =
+            heard.map(|name| (name.as_str(), consensus.views.get(name.as_str()).map(|it| &**it)));
         let lineages = &consensus.lineages;
         Self { own: &members.own, ready: members.ready, lineages, views: views.collect() }
     }

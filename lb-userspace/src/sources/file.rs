@@ -273,6 +273,7 @@ fn changed_settings(old: &AgentSettings, new: &AgentSettings) -> Vec<&'static st
         peer_rise,
         gossip,
         hold_downs,
+        arrivals,
         announce_interfaces: _,
         gateways,
     } = new;
@@ -291,6 +292,7 @@ fn changed_settings(old: &AgentSettings, new: &AgentSettings) -> Vec<&'static st
         ("gossip.port", gossip.port != old.gossip.port),
         ("gossip.seeds", gossip.seeds != old.gossip.seeds),
         ("holdDowns", *hold_downs != old.hold_downs),
+        ("arrivals", *arrivals != old.arrivals),
         ("announce.gateways", *gateways != old.gateways),
     ]
     .into_iter()

@@ -110,7 +110,8 @@ impl Node {
 
     /// A member holds what this node does, or something else.
     fn says(&mut self, member: &str, epoch: u64) {
-        self.consensus.views.entry(member.into()).or_default().insert(key(1), epoch);
+        let view = self.consensus.views.entry(member.into()).or_default();
+        Arc::make_mut(view).insert(key(1), epoch);
     }
 
     fn all_say(&mut self, epoch: u64) {

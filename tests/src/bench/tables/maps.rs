@@ -29,9 +29,9 @@ use weir::{
         spec::maps_dir,
     },
     model::{
-        AgentSettings, AnnouncePolicy, Check, CheckKind, Delivery, FrontendObject, FrontendPort,
-        GossipSettings, Health, HoldDowns, Intent, Limits, Members, Node, Pool, PoolMember,
-        Protocol, Target, Verdicts, drains::NONE_DRAINED,
+        AgentSettings, AnnouncePolicy, ArrivalTimes, Check, CheckKind, Delivery, FrontendObject,
+        FrontendPort, GossipSettings, Health, HoldDowns, Intent, Limits, Members, Node, Pool,
+        PoolMember, Protocol, Target, Verdicts, drains::NONE_DRAINED,
     },
     plan::{self, Askers, Desired, Inputs, owners},
 };
@@ -437,6 +437,7 @@ fn agent(pin_dir: PathBuf, limits: Limits) -> AgentSettings {
         peer_rise: 3,
         gossip: GossipSettings { port: 6085, keys: vec![[0; 32]], seeds: Vec::new() },
         hold_downs: HoldDowns::default(),
+        arrivals: ArrivalTimes::default(),
         announce_interfaces: Vec::new(),
         gateways: Vec::new(),
     }
