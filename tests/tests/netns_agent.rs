@@ -12,7 +12,10 @@ use aya::programs::links::{FdLink, PinnedLink};
 use lb_common::backend::BackendId;
 use lb_tests::lab::{Gate, Host, Lab, Process, UPLINK, XdpAttached, eventually};
 use nix::sys::signal::Signal;
-use weir::dataplane::maps::Maps;
+use weir::{
+    dataplane::maps::Maps,
+    report::status::{self, AgentStatus},
+};
 
 /// For what an agent does at once, on a machine that is busy.
 const SOON: Duration = Duration::from_secs(15);
@@ -71,6 +74,8 @@ impl Rig {
     /// Starts an agent and waits until its programs are on the uplink.
     fn start(&self) -> Process {
         let before = self.maps().and_then(|maps| maps.heartbeat());
+        // That of the agent before.
+        let _ = fs::remove_file(self.node().dir().join(status::FILE));
         let process = self.node().start(self.agent()).unwrap();
         eventually("the agent serves", SOON, || {
             let alive =
@@ -180,6 +185,128 @@ fn other_limits_are_refused_with_the_map_that_differs() {
     assert!(said.contains(expected) && said.contains("--cleanup"), "{said}");
     assert_eq!(rig.ids(), ids);
     assert!(rig.has_xdp());
+}
+
+impl Rig {
+    fn checkpoint(&self) -> PathBuf {
+        self.node().dir().join("checkpoint")
+    }
+
+    fn status(&self) -> Option<AgentStatus> {
+        AgentStatus::read(&self.node().dir()).ok().flatten()
+    }
+
+    /// Waits until the agent that was started last says this.
+    fn says(&self, what: &str, is_so: impl Fn(&AgentStatus) -> bool) {
+        eventually(what, SOON, || self.status().is_some_and(|it| is_so(&it)));
+    }
+
+    /// Ports of the frontends in force.
+    fn serves(&self, port: u16) {
+        let all = |it: &AgentStatus| it.frontends.iter().all(|frontend| frontend.port == port);
+        self.says("the port is served", |it| it.frontends.len() == 2 && all(it));
+    }
+
+    /// Rewrites the configuration.
+    fn edit(&self, from: &str, to: &str) {
+        let text = fs::read_to_string(self.config()).unwrap();
+        assert!(text.contains(from), "{text}");
+        fs::write(self.config(), text.replace(from, to)).unwrap();
+    }
+
+    /// Runs an agent until it has proved the configuration good, and ends it roughly.
+    fn prove(&self, checkpoints: usize) {
+        let agent = self.start();
+        eventually("checkpoints are written", SOON, || {
+            let files = ["checkpoint", "checkpoint.previous"];
+            files.iter().filter(|it| self.node().dir().join(it).exists()).count() == checkpoints
+        });
+        agent.kill().unwrap();
+    }
+}
+
+#[test]
+fn an_agent_with_a_bad_file_serves_from_its_checkpoint_until_the_file_is_mended() {
+    let rig = Rig::new();
+    rig.prove(1);
+    let (good, ids) = (fs::read_to_string(rig.config()).unwrap(), rig.ids());
+    fs::write(rig.config(), "kind: nonsense").unwrap();
+    let agent = rig.start();
+    assert_eq!(rig.ids(), ids);
+    rig.says("it says that its view is stale", |it| {
+        it.stale.as_ref().is_some_and(|stale| stale.checkpoint == rig.checkpoint())
+            && it.config_error.as_ref().is_some_and(|error| error.contains("nonsense"))
+    });
+    fs::write(rig.config(), good.replace("port: 80,", "port: 81,")).unwrap();
+    rig.serves(81);
+    rig.says("its view is not stale", |it| it.stale.is_none() && it.config_error.is_none());
+    agent.kill().unwrap();
+    fs::remove_file(rig.config()).unwrap();
+    let _agent = rig.start();
+    rig.says("a file that is missing is told of", |it| {
+        it.stale.as_ref().is_some_and(|stale| stale.why.contains("weir.yaml cannot be used"))
+    });
+}
+
+#[test]
+fn a_checkpoint_that_is_damaged_is_set_aside_and_the_previous_one_serves() {
+    let rig = Rig::new();
+    rig.prove(1);
+    rig.edit("port: 80,", "port: 81,");
+    rig.prove(2);
+    fs::write(rig.config(), "kind: nonsense").unwrap();
+    let whole = fs::read(rig.checkpoint()).unwrap();
+    fs::write(rig.checkpoint(), &whole[..whole.len() - 1]).unwrap();
+    let agent = rig.start();
+    rig.serves(80);
+    rig.says("what was set aside is told of", |it| {
+        it.problems.iter().any(|problem| problem.message.contains("checkpoint.set-aside"))
+    });
+    assert_eq!(
+        fs::read(rig.node().dir().join("checkpoint.set-aside")).unwrap().len(),
+        whole.len() - 1
+    );
+    agent.kill().unwrap();
+
+    // Nothing is left to start with.
+    for file in ["checkpoint", "checkpoint.previous"] {
+        let _ = fs::write(rig.node().dir().join(file), "");
+    }
+    let said = rig.refused();
+    assert!(said.contains("nonsense") && said.contains("no checkpoint of one in"), "{said}");
+    assert!(rig.has_xdp(), "the data plane goes on");
+}
+
+#[test]
+fn what_crashed_an_agent_three_times_waits_until_somebody_insists() {
+    let rig = Rig::new();
+    rig.prove(1);
+    rig.edit("port: 80,", "port: 81,");
+    for _ in 0..3 {
+        rig.start().kill().unwrap();
+    }
+    let agent = rig.start();
+    rig.says("it says why", |it| {
+        it.stale.as_ref().is_some_and(|stale| stale.why.contains("crashed with, 3 times"))
+    });
+    rig.serves(80);
+    agent.signal(Signal::SIGHUP).unwrap();
+    rig.serves(81);
+    rig.says("its view is not stale", |it| it.stale.is_none());
+}
+
+#[test]
+fn an_agent_that_is_killed_twenty_times_keeps_what_proved_good() {
+    let rig = Rig::new();
+    rig.prove(1);
+    let ids = rig.ids();
+    for _ in 0..20 {
+        let agent = rig.start();
+        assert_eq!(rig.ids(), ids);
+        agent.kill().unwrap();
+    }
+    let _agent = rig.start();
+    rig.says("it serves the file", |it| it.stale.is_none() && it.config_error.is_none());
 }
 
 #[test]

@@ -1,13 +1,15 @@
 //! The agent: one per node. The only place that spawns tasks, owns the order of start and end, and
 //! reads the clock.
 //!
-//! Start: lock, load, read back, `egress` on devices, maps filled, `ingress` on uplinks. Then every
+//! Start: what to serve (the source, or a checkpoint), lock, load, read back, `egress` on devices, maps filled, `ingress` on uplinks. Then every
 //! change of what is wanted or known wakes one loop, which plans everything anew, applies what
 //! differs, announces after that, and reports. The end of the agent, however it comes, changes
 //! nothing in the kernel: maps, programs and links stay.
 
+mod begin;
 pub mod control;
 mod heartbeat;
+mod keep;
 pub mod orders;
 mod report;
 mod state;
@@ -50,6 +52,7 @@ use crate::{
     netlink,
     sources::file::FileSource,
 };
+use begin::{Begun, begin};
 use state::{Inlets, State};
 
 /// Changes that come within this are one.
@@ -190,12 +193,9 @@ struct Agent {
 
 impl Agent {
     async fn start(args: AgentArgs) -> anyhow::Result<Self> {
-        let source = FileSource::open(args.config.clone(), overrides(&args), SystemTime::now)?;
+        let Begun { source, lock, keep } = begin(&args)?;
         let intent = source.intent().borrow().clone();
         let agent = &intent.agent;
-        fs::create_dir_all(&agent.state_dir)
-            .with_context(|| format!("make state folder {}", agent.state_dir.display()))?;
-        let lock = lock(&agent.pin_dir)?;
         let (loaded, maps, heartbeat) = load(&intent)?;
         let barrier = Barrier::new().context("make the map that waits for grace periods")?;
         let wait = Box::new(move || barrier.wait());
@@ -211,7 +211,7 @@ impl Agent {
             started: SystemTime::now(),
             state_dir: agent.state_dir.clone(),
         };
-        let state = State::new(data_plane, loaded, outlets, keeper, about);
+        let state = State::new(data_plane, loaded, outlets, (keeper, keep), about);
         Ok(Self { state, inlets, orders, tasks, heartbeat, _lock: lock })
     }
 
@@ -259,7 +259,7 @@ impl Agent {
                 }
                 () = sleep_until(tick.into()) => {
                     tick = Instant::now() + TICK;
-                    self.state.tend_orders();
+                    self.state.tend().await;
                     self.state.look_at_attachments(&self.inlets).await;
                     self.state.report(&self.inlets);
                     continue;
@@ -273,7 +273,7 @@ impl Agent {
             self.state.report_soon(&self.inlets);
         }
         self.state.report(&self.inlets);
-        self.state.go();
+        self.state.go().await;
         sleep(FAREWELL).await;
         tracing::info!("agent ends; maps, programs and links stay");
         Ok(())

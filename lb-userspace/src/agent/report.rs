@@ -45,6 +45,7 @@ impl State {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: process::id(),
             config: self.about.config.clone(),
+            stale: source.stale.clone(),
             config_error: (!source.ok).then(|| source.problems.join("\n")),
             started_ms: unix_ms(self.about.started),
             written_ms: unix_ms(SystemTime::now()),
@@ -69,6 +70,7 @@ impl State {
         problems.extend(self.unapplied.iter().cloned());
         problems.extend(self.election.problems());
         problems.extend(self.keeper.problems());
+        problems.extend(self.keep.problems());
         problems.extend(inlets.conflicts.borrow().iter().cloned());
         problems.extend(inlets.membership.borrow().problems.iter().cloned());
         problems.sort();
@@ -121,6 +123,7 @@ impl State {
             what: what.to_owned(),
             author: order.author.clone(),
             at_ms: order.at_ms,
+            deadline_ms: order.deadline_ms,
         };
         orders.map(status).collect()
     }

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     control::Asked,
+    keep::Keep,
     orders::obey,
     report::{About, unix_ms},
 };
@@ -156,6 +157,7 @@ pub struct State {
     /// What this node says of itself.
     pub(super) own: Own,
     pub(super) keeper: Keeper,
+    pub(super) keep: Keep,
     /// What its orders mean at this time.
     drained: Arc<Drained>,
     /// With what it was applied; none before and after a failure.
@@ -174,7 +176,7 @@ impl State {
         data_plane: DataPlane<Maps>,
         loaded: Loaded,
         outlets: Outlets,
-        keeper: Keeper,
+        (keeper, keep): (Keeper, Keep),
         about: About,
     ) -> Self {
         // What the others were told first.
@@ -190,6 +192,7 @@ impl State {
             elected: None,
             drained: Arc::new(keeper.drains().at(unix_ms(SystemTime::now()))),
             keeper,
+            keep,
             applied: None,
             desired: Desired::default(),
             unapplied: Vec::new(),
@@ -242,6 +245,7 @@ impl State {
         let applied = self.apply(around, &scope);
         if applied {
             self.own.applied = true;
+            self.keep.applied(&intent);
             self.announce(announced.keys().copied().collect());
             tell(&self.outlets.announced, Arc::new(announced));
         }
@@ -353,8 +357,9 @@ impl State {
         }
     }
 
-    /// Forgets orders that were undone long ago.
-    pub fn tend_orders(&mut self) {
+    /// What is due now and then: checkpoints, and orders that were undone long ago.
+    pub async fn tend(&mut self) {
+        self.keep.tend(Instant::now()).await;
         let now_ms = unix_ms(SystemTime::now());
         for key in tokio::task::block_in_place(|| self.keeper.tend(now_ms)) {
             // A receiver that is gone shows as its task's end.
@@ -408,10 +413,11 @@ impl State {
         self.own.announced.is_empty() || !members.ready || !members.nodes.iter().any(takes)
     }
 
-    /// Says farewell to the other agents.
-    pub fn go(&mut self) {
+    /// Says farewell to the other agents, and to the next life.
+    pub async fn go(&mut self) {
         self.own.gone = true;
         self.speak();
+        self.keep.end(Instant::now()).await;
     }
 
     fn apply(&mut self, around: Surroundings, scope: &Scope) -> bool {

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     model::{Life, Problem},
     report::status::{Attachment, DrainStatus, HealthWord, MemberStatus, TargetStatus},
+    sources::Stale,
 };
 
 #[derive(Debug, Serialize)]
@@ -41,6 +42,8 @@ struct Agent {
     config: Option<String>,
     /// Why the newest configuration is not in force.
     config_error: Option<String>,
+    /// Set while a checkpoint is in force, and not what the source says.
+    stale: Option<Stale>,
     /// Unix time in ms.
     started_ms: Option<u64>,
     written_ms: Option<u64>,
@@ -81,6 +84,7 @@ impl Status {
                 pid: file.map(|file| file.pid),
                 config: file.map(|file| file.config.display().to_string()),
                 config_error: file.and_then(|file| file.config_error.clone()),
+                stale: file.and_then(|file| file.stale.clone()),
                 started_ms: file.map(|file| file.started_ms),
                 written_ms: file.map(|file| file.written_ms),
                 status_error,
@@ -115,6 +119,8 @@ impl Status {
             pid,
             config,
             config_error,
+            stale,
+            written_ms,
             status_error,
             ..
         } = &self.agent;
@@ -131,9 +137,17 @@ impl Status {
         if let (Some(version), Some(pid), Some(config)) = (version, pid, config) {
             text += &format!("version    {version}, pid {pid}\nconfig     {config}\n");
         }
-        if let Some(error) = config_error {
+        if let Some(Stale { why, checkpoint, written_ms: of_ms }) = stale {
+            let age = span(written_ms.unwrap_or_default().saturating_sub(*of_ms));
+            let file = checkpoint.display();
+            text += &format!(
+                "STALE      in force is a checkpoint, {age} old: {file}\n           {why}\n"
+            );
+        }
+        let told = |error: &&String| stale.as_ref().is_some_and(|stale| stale.why == **error);
+        if let Some(error) = config_error.as_ref().filter(|error| !told(error)) {
             let error = error.replace('\n', "\n           ");
-            text += &format!("           REFUSED, the one before is in force: {error}\n");
+            text += &format!("           REFUSED, the one before stays in force: {error}\n");
         }
         match status_error {
             Some(error) => text += &format!("status     unreadable: {error}\n"),

@@ -363,7 +363,7 @@ fn status_tells_a_living_agent_from_a_dead_one() {
         "{text}"
     );
     for part in [
-        "REFUSED, the one before is in force: line 3\n           line 5\n",
+        "REFUSED, the one before stays in force: line 3\n           line 5\n",
         "[2001:db8::1]:53/udp has no backend",
         "eth0       ingress  generic",
         "members    1 unknown",

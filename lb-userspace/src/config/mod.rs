@@ -137,6 +137,14 @@ pub fn read_text(path: &Path) -> Result<String, ConfigErrors> {
     read().map_err(|error| ConfigErrors::whole_file(path, format!("cannot be read: {error}")))
 }
 
+/// The state directory that a text seems to name, valid or not, or the default.
+pub fn likely_state_dir(text: &str) -> PathBuf {
+    let named = text.split_once("stateDir:").map(|(_, rest)| rest);
+    let value = named.and_then(|rest| rest.split([',', '}', '#', '\n']).next()).unwrap_or_default();
+    let value = PathBuf::from(value.trim().trim_matches(['"', '\'']));
+    if value.is_absolute() { value } else { agent::DEFAULT_STATE_DIR.into() }
+}
+
 /// Files of secrets that a configuration names, by path, with their text; `None`: it cannot be read.
 pub type Beside = BTreeMap<PathBuf, Option<String>>;
 

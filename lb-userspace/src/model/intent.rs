@@ -8,8 +8,14 @@ use std::{
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
+
 /// All that the sources say, validated.
-#[derive(Clone, Debug, Eq, PartialEq)]
+///
+/// Checkpoints hold it in this very shape: a field that is added, or another meaning of one, is a new
+/// version of `sources::checkpoint`.
+#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct Intent {
     pub agent: AgentSettings,
     /// By name. Holds this node too.
@@ -73,7 +79,8 @@ impl Intent {
 /// Object of kind `Agent`: settings of this node's agent. A change of any of them needs a restart,
 /// except `default_slots`, which touches only frontends that are new, `announce_interfaces` and the
 /// keys of gossip.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct AgentSettings {
     /// Name of this node; a `Node` of that name exists.
     pub node: String,
@@ -106,7 +113,8 @@ pub struct AgentSettings {
 }
 
 /// How agents talk to each other.
-#[derive(Clone, Eq, PartialEq)]
+#[derive(Clone, Eq, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct GossipSettings {
     /// UDP and TCP port, the same on all nodes.
     pub port: u16,
@@ -127,7 +135,8 @@ impl fmt::Debug for GossipSettings {
 }
 
 /// How long what came back must wait, and when a silent agent loses its VIPs.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct HoldDowns {
     /// A returned node's backends; doubles with each death within `forget`, up to `most`.
     pub backends: Duration,
@@ -153,7 +162,8 @@ impl Default for HoldDowns {
 }
 
 /// How long a silent flow is remembered where it ends; then it is as if it had never been.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct ArrivalTimes {
     /// A TCP connection. Longer than the two hours after which kernels ask whether the other side is
     /// still there.
@@ -178,7 +188,8 @@ impl Default for ArrivalTimes {
 }
 
 /// Entries of the maps, fixed when they are created.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct Limits {
     pub frontends: u32,
     /// Blocks of 16 slots in the owners arena.
@@ -192,7 +203,8 @@ pub struct Limits {
 }
 
 /// Object of kind `Node`.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct Node {
     pub name: String,
     /// One or two, of different families; the tunnel's outer addresses.
@@ -208,7 +220,8 @@ impl Node {
 }
 
 /// Object of kind `Frontend`: addresses × ports over one pool.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct FrontendObject {
     pub name: String,
     pub addresses: Vec<IpAddr>,
@@ -229,7 +242,8 @@ pub struct FrontendObject {
 }
 
 /// Who may announce a frontend's addresses. Of several objects with one address the first by name says.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct AnnouncePolicy {
     pub nodes: Selector,
     /// Patterns of interfaces; empty: what the `Agent` object allows.
@@ -270,7 +284,8 @@ impl fmt::Display for Protocol {
     }
 }
 
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct FrontendPort {
     pub port: u16,
     pub protocol: Protocol,
@@ -286,7 +301,8 @@ impl FrontendPort {
 }
 
 /// The backends behind a frontend, whatever their source.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub enum Pool {
     Members(Vec<PoolMember>),
     /// Every node that matches, by its own address and the target port.
@@ -296,7 +312,8 @@ pub enum Pool {
     },
 }
 
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct PoolMember {
     pub address: IpAddr,
     /// None: the frontend port's `target_port`.
@@ -309,7 +326,8 @@ pub struct PoolMember {
 }
 
 /// Labels that must all be present with these values.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct Selector {
     pub match_labels: BTreeMap<String, String>,
 }
@@ -321,13 +339,15 @@ impl Selector {
 }
 
 /// How packets reach the backend's server.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub enum Delivery {
     Tunnel,
 }
 
 /// An active health check.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct Check {
     pub kind: CheckKind,
     /// None: the backend's own port.
@@ -342,7 +362,8 @@ pub struct Check {
     pub jitter_percent: u8,
 }
 
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub enum CheckKind {
     Tcp,
     Http(HttpCheck),
@@ -353,7 +374,8 @@ pub enum CheckKind {
     },
 }
 
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct HttpCheck {
     pub path: String,
     /// None: the target's address.

@@ -14,7 +14,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Life, Problem, Protocol};
+use crate::{
+    model::{Life, Problem, Protocol},
+    sources::Stale,
+};
 
 /// Value of `schema`. Keys are only ever added under one version.
 pub const SCHEMA: &str = "weir.agent-status/v1";
@@ -38,6 +41,9 @@ pub struct AgentStatus {
     /// Why the newest version of that file was refused; the one before it is in force.
     #[serde(default)]
     pub config_error: Option<String>,
+    /// Set while a checkpoint is in force, and not what the source says.
+    #[serde(default)]
+    pub stale: Option<Stale>,
     /// Unix time in ms at which the agent started, and at which it wrote this.
     #[serde(default)]
     pub started_ms: u64,
@@ -214,7 +220,7 @@ pub struct CandidateStatus {
 }
 
 /// One order to drain that is in force.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct DrainStatus {
     /// Such as `forwarding/worker-1`.
     pub what: String,
@@ -223,6 +229,9 @@ pub struct DrainStatus {
     pub author: String,
     #[serde(default)]
     pub at_ms: u64,
+    /// Unix time in ms from which on backends lose the flows that they still have.
+    #[serde(default)]
+    pub deadline_ms: Option<u64>,
 }
 
 impl AgentStatus {

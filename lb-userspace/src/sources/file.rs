@@ -4,10 +4,19 @@
 //! state before it: the old one stays in force as a whole, and the log and [`SourceStatus`] say so
 //! until the file is right.
 //!
+//! An agent that starts with a bad file serves from a [`Checkpoint`] until the file is right; the same where
+//! the file asks for what crashed the agent before, until it asks for something else or SIGHUP insists.
+//!
 //! The text itself is compared, and that of the files of secrets which it names, so it does not
 //! matter how a file is replaced: in place, by rename, or by the symbolic links of a ConfigMap.
 
-use std::{collections::BTreeMap, fs, future, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs, future,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -16,6 +25,11 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
+use super::{
+    Stale,
+    checkpoint::{Checkpoint, Digest},
+    trust::Trust,
+};
 use crate::{
     config::{self, Beside, ConfigErrors, Overrides},
     model::{AgentSettings, Intent, Protocol},
@@ -34,6 +48,8 @@ pub struct SourceStatus {
     pub problems: Vec<String>,
     /// When the state in force was read.
     pub loaded_at: std::time::SystemTime,
+    /// Set while a checkpoint is in force.
+    pub stale: Option<Stale>,
 }
 
 /// The file as it was at one moment.
@@ -43,6 +59,53 @@ struct Look {
     text: Result<String, ConfigErrors>,
     /// The files of secrets that the judged text names.
     beside: Beside,
+}
+
+/// The file at the agent's start, read once.
+#[derive(Debug)]
+pub struct FirstLook {
+    path: PathBuf,
+    overrides: Overrides,
+    look: Look,
+    read: Result<Intent, ConfigErrors>,
+}
+
+impl FirstLook {
+    pub fn new(path: PathBuf, overrides: Overrides) -> Self {
+        let text = config::read_text(&path);
+        let (read, beside) = read(&path, &text, &overrides);
+        Self { path, overrides, look: Look { text, beside }, read }
+    }
+
+    /// What the file asks for.
+    ///
+    /// # Errors
+    /// Every problem of the file.
+    pub fn intent(&self) -> Result<&Intent, &ConfigErrors> {
+        self.read.as_ref()
+    }
+
+    /// The state directory by what can be told of a file that may be bad.
+    pub fn state_dir(&self) -> PathBuf {
+        match (&self.read, &self.overrides.state_dir) {
+            (_, Some(given)) => given.clone(),
+            (Ok(intent), None) => intent.agent.state_dir.clone(),
+            (Err(_), None) => {
+                config::likely_state_dir(self.look.text.as_deref().unwrap_or_default())
+            }
+        }
+    }
+}
+
+fn read(
+    path: &Path,
+    text: &Result<String, ConfigErrors>,
+    overrides: &Overrides,
+) -> (Result<Intent, ConfigErrors>, Beside) {
+    match text {
+        Ok(text) => config::parse_with(path, text, overrides),
+        Err(errors) => (Err(errors.clone()), Beside::new()),
+    }
 }
 
 /// Watches one file and those that it names. The agent opens it, takes the receivers and then runs it.
@@ -55,33 +118,61 @@ pub struct FileSource {
     judged: Look,
     /// Seen once, and not judged yet.
     fresh: Option<Look>,
+    /// Knows what the file must not bring into force, and is told what it does.
+    trust: Option<Arc<Mutex<Trust>>>,
     intent: watch::Sender<Arc<Intent>>,
     status: watch::Sender<SourceStatus>,
 }
 
 impl FileSource {
-    /// Reads the file for the first time. `clock` is asked for `loaded_at`.
+    /// Starts with what the file says. `clock` is asked for `loaded_at`.
     ///
     /// # Errors
     /// Every problem of the file: an agent without any state has nothing to keep.
-    pub fn open(
-        path: PathBuf,
-        overrides: Overrides,
+    pub fn live(
+        first: FirstLook,
+        trust: Option<Arc<Mutex<Trust>>>,
         clock: fn() -> std::time::SystemTime,
     ) -> Result<Self, ConfigErrors> {
-        let text = config::read_text(&path)?;
-        let (intent, beside) = config::parse_with(&path, &text, &overrides);
-        let intent = intent?;
-        let status = SourceStatus { ok: true, problems: Vec::new(), loaded_at: clock() };
-        Ok(Self {
-            path,
-            overrides,
-            clock,
-            judged: Look { text: Ok(text), beside },
-            fresh: None,
-            intent: watch::Sender::new(Arc::new(intent)),
-            status: watch::Sender::new(status),
-        })
+        let FirstLook { path, overrides, look, read } = first;
+        let intent = watch::Sender::new(Arc::new(read?));
+        let (ok, problems) = (true, Vec::new());
+        let status = SourceStatus { ok, problems, loaded_at: clock(), stale: None };
+        let status = watch::Sender::new(status);
+        Ok(Self { path, overrides, clock, judged: look, fresh: None, trust, intent, status })
+    }
+
+    /// Starts with a checkpoint, as the file is bad, or `trust` has a reason to suspect what it asks for.
+    /// What the command line says instead of the file holds for the checkpoint too.
+    pub fn from_checkpoint(
+        first: FirstLook,
+        checkpoint: Checkpoint,
+        trust: Arc<Mutex<Trust>>,
+        clock: fn() -> std::time::SystemTime,
+    ) -> Self {
+        let state_dir = first.state_dir();
+        let FirstLook { path, overrides, look, read } = first;
+        let Checkpoint { file, mut intent, written_ms, .. } = checkpoint;
+        intent.agent.state_dir = state_dir;
+        if let Some(pin_dir) = &overrides.pin_dir {
+            intent.agent.pin_dir.clone_from(pin_dir);
+        }
+        let (why, problems) = match read {
+            Err(errors) => {
+                let fix = "mend it, and it comes into force at once";
+                let why = format!("{} cannot be used: {fix}", path.display());
+                (why, errors.lines().collect::<Vec<_>>())
+            }
+            Ok(_) => (suspicion(&path), vec![suspicion(&path)]),
+        };
+        for problem in &problems {
+            error!(%problem, checkpoint = %file.display(), "the agent serves from a checkpoint");
+        }
+        let stale = Some(Stale { why, checkpoint: file, written_ms });
+        let status = SourceStatus { ok: false, problems, loaded_at: clock(), stale };
+        let intent = watch::Sender::new(Arc::new(intent));
+        let (status, trust) = (watch::Sender::new(status), Some(trust));
+        Self { path, overrides, clock, judged: look, fresh: None, trust, intent, status }
     }
 
     pub fn intent(&self) -> watch::Receiver<Arc<Intent>> {
@@ -121,24 +212,30 @@ impl FileSource {
         if look == self.judged {
             self.fresh = None;
         } else if self.fresh.as_ref() == Some(&look) {
-            self.judge(look.text);
+            self.judge(look.text, false);
         } else {
             self.fresh = Some(look);
         }
     }
 
-    /// Judges the file as it is now, changed or not.
+    /// Judges the file as it is now, changed or not, suspected or not.
     pub fn reload(&mut self) {
-        self.judge(config::read_text(&self.path));
+        self.judge(config::read_text(&self.path), true);
     }
 
-    fn judge(&mut self, text: Result<String, ConfigErrors>) {
+    /// `insists`: an administrator wants it.
+    fn judge(&mut self, text: Result<String, ConfigErrors>, insists: bool) {
         self.fresh = None;
-        let (read, beside) = match &text {
-            Ok(text) => config::parse_with(&self.path, text, &self.overrides),
-            Err(errors) => (Err(errors.clone()), Beside::new()),
-        };
+        let (read, beside) = read(&self.path, &text, &self.overrides);
         self.judged = Look { text, beside };
+        let read = match read {
+            Ok(intent) if !insists && self.suspects(&intent) => {
+                self.refuse(vec![suspicion(&self.path)]);
+                return;
+            }
+            read => read,
+        };
+        let asked = read.as_ref().ok().and_then(|intent| Digest::of(intent).ok());
         let old = self.intent.borrow().clone();
         let succeeded = read
             .map_err(|errors| errors.lines().collect())
@@ -150,29 +247,59 @@ impl FileSource {
                     warn!(%problem, "part of the new configuration is not in force");
                 }
                 let changed = *old != intent;
+                // What waits for a restart was not tried.
+                let tried = match problems.is_empty() {
+                    true => asked,
+                    false => Digest::of(&intent).ok(),
+                };
                 info!(file = %self.path.display(), changed, "configuration loaded");
+                if let Some(trust) = &self.trust
+                    && let Some(tried) = tried
+                {
+                    // Before it can do any harm.
+                    trust.lock().unwrap_or_else(PoisonError::into_inner).tries(tried);
+                }
                 if changed {
                     self.intent.send_replace(Arc::new(intent));
                 }
                 let ok = problems.is_empty();
                 let loaded_at = (self.clock)();
-                self.status.send_replace(SourceStatus { ok, problems, loaded_at });
+                self.status.send_replace(SourceStatus { ok, problems, loaded_at, stale: None });
             }
-            Err(problems) => {
-                for problem in &problems {
-                    error!(%problem, "the new configuration is refused; the former stays in force");
-                }
-                self.status.send_modify(|status| {
-                    status.ok = false;
-                    status.problems = problems;
-                });
-            }
+            Err(problems) => self.refuse(problems),
         }
+    }
+
+    /// What is in force stays.
+    fn refuse(&self, problems: Vec<String>) {
+        for problem in &problems {
+            error!(%problem, "the new configuration is refused; the former stays in force");
+        }
+        self.status.send_modify(|status| {
+            status.ok = false;
+            status.problems = problems;
+        });
+    }
+
+    /// Whether it is what crashed the agent.
+    fn suspects(&self, intent: &Intent) -> bool {
+        let trust = self.trust.as_ref().map(|it| it.lock().unwrap_or_else(PoisonError::into_inner));
+        let distrusted = trust.and_then(|trust| trust.distrusted());
+        distrusted.is_some_and(|it| Digest::of(intent).is_ok_and(|digest| digest == it))
     }
 
     fn named(&self, problems: Vec<String>) -> Vec<String> {
         problems.iter().map(|problem| format!("{}: {problem}", self.path.display())).collect()
     }
+}
+
+fn suspicion(path: &Path) -> String {
+    let crashes = super::trust::CRASHES;
+    format!(
+        "{} asks for what the agent crashed with, {crashes} times within a minute: change it, or send the \
+         agent SIGHUP to try it once more",
+        path.display()
+    )
 }
 
 async fn hangup(signal: &mut Option<Signal>) {

@@ -187,7 +187,11 @@ fn status_counts_members_and_names_isolation_drains_and_gossip() {
     let maps = snapshot();
     let agent = AgentStatus {
         isolated: true,
-        drains: vec![DrainStatus { what: "forwarding/b".into(), author: "a".into(), at_ms: 5 }],
+        drains: vec![DrainStatus {
+            what: "forwarding/b".into(),
+            author: "a".into(),
+            ..Default::default()
+        }],
         gossip: [("replayed".into(), 0), ("wrong_key".into(), 7)].into(),
         ..agent_with(
             vec![member("a", Life::Alive), member("b", Life::Alive), member("c", Life::Dead)],

@@ -1,4 +1,5 @@
-//! Backends that left every pool: their lives go on while somebody may know their flows.
+//! Backends that left every pool: their lives go on while somebody may know their flows. Those that were
+//! drained end at their deadline, whoever knows what.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -59,10 +60,11 @@ impl Kept {
         self.look = true;
         self.backends.retain(|address, former| {
             let back = plan.backends.contains_key(address);
-            !back && plan.nodes.contains_key(&former.backend.node)
+            !back && !plan.over.contains(address) && plan.nodes.contains_key(&former.backend.node)
         });
         for (address, backend) in before {
-            if !plan.backends.contains_key(address) && plan.nodes.contains_key(&backend.node) {
+            let left = !plan.backends.contains_key(address) && !plan.over.contains(address);
+            if left && plan.nodes.contains_key(&backend.node) {
                 let former = || Former { backend: backend.clone(), left: Some(now) };
                 self.backends.entry(*address).or_insert_with(former);
             }
@@ -72,6 +74,9 @@ impl Kept {
     /// Those of a frontend's claimants that are in no pool here live too, on the nodes that claim for them.
     pub fn claimed(&mut self, protocol: Protocol, claimed: &Claimed, plan: &Desired) {
         for (address, (_, node)) in &claimed.flows {
+            if plan.over.contains(address) {
+                continue;
+            }
             if let Some(former) = self.backends.get_mut(address) {
                 self.look |= former.backend.protocols.insert(protocol);
             } else if !plan.backends.contains_key(address) && plan.nodes.contains_key(&**node) {

@@ -314,6 +314,29 @@ fn a_backend_that_left_lives_while_its_service_is_young_or_somebody_claims_for_i
 }
 
 #[test]
+fn a_backend_whose_deadline_has_passed_ends_whoever_claims_for_it() {
+    let over = || Desired { over: [backend(3)].into(), ..Node::plan(&[&[1, 2]]) };
+    let kept = |node: &Node| node.plan.backends.contains_key(&backend(3));
+    let claimed = || Claimed {
+        slots: [(7, [backend(3)].into())].into(),
+        flows: [(backend(3), (1, "b".into()))].into(),
+    };
+    // From a pool, and after it had left its pools already.
+    for left in [false, true] {
+        let mut node = settled();
+        if left {
+            node.remember(Some(Node::plan(&[&[1, 2]])));
+            assert!(kept(&node));
+        }
+        node.consensus.claims.insert(key(1), Arc::new(claimed()));
+        node.remember(Some(over()));
+        assert!(!kept(&node));
+        node.pass(1000);
+        assert!(!kept(&node), "it does not come back by claims");
+    }
+}
+
+#[test]
 fn a_backend_that_owned_nothing_lingers_and_a_claimed_stranger_lives() {
     let mut node = settled();
     let pool = Node::plan(&[&[1, 2, 3]]).backends;

@@ -1,6 +1,7 @@
 use std::{fs, os::unix::fs::symlink, path::Path, time::SystemTime};
 
 use super::*;
+use crate::sources::trust::Choice;
 
 const GOOD: &str = include_str!("../../../../docs/examples/weir.yaml");
 
@@ -10,7 +11,7 @@ fn clock() -> SystemTime {
 
 fn open(path: &Path) -> FileSource {
     let overrides = Overrides { node: Some("worker-1".into()), ..Overrides::default() };
-    FileSource::open(path.into(), overrides, clock).unwrap()
+    FileSource::live(FirstLook::new(path.into(), overrides), None, clock).unwrap()
 }
 
 /// A source whose file then becomes `text`, seen twice.
@@ -33,9 +34,10 @@ fn status(source: &FileSource) -> SourceStatus {
 fn a_bad_first_file_gives_no_source() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("weir.yaml");
-    assert!(FileSource::open(path.clone(), Overrides::default(), clock).is_err());
+    let first = || FirstLook::new(path.clone(), Overrides::default());
+    assert!(FileSource::live(first(), None, clock).is_err());
     fs::write(&path, "kind: Agent").unwrap();
-    assert!(FileSource::open(path, Overrides::default(), clock).is_err());
+    assert!(FileSource::live(first(), None, clock).is_err());
 }
 
 #[test]
@@ -209,4 +211,107 @@ fn a_key_file_is_followed_as_the_configuration_is() {
     assert_eq!(look(Some("short")), (one, false));
     assert_eq!(look(None), (one, false));
     assert_eq!(look(Some("a third key of words\n")), (two, true));
+}
+
+/// A source that starts with a checkpoint of the good file, and the journal of that life. `crashed`: what
+/// the file says now crashed the agent.
+fn stale(path: &Path, crashed: bool) -> (FileSource, Arc<Mutex<Trust>>) {
+    let (good, state_dir) = (path.with_file_name("good.yaml"), path.parent().unwrap());
+    fs::write(&good, GOOD).unwrap();
+    let overrides = || Overrides {
+        node: Some("worker-1".into()),
+        pin_dir: Some("/sys/fs/bpf/given".into()),
+        state_dir: Some(state_dir.into()),
+    };
+    let intent = FirstLook::new(good, Overrides { pin_dir: None, ..overrides() });
+    let intent = intent.intent().unwrap().clone();
+    let asked = Digest::of(&intent).unwrap();
+    let file = state_dir.join("checkpoint");
+    let checkpoint = Checkpoint { file, intent, asked, written_ms: 7 };
+    let first = FirstLook::new(path.into(), overrides());
+    if crashed {
+        let live = Digest::of(first.intent().unwrap()).unwrap();
+        (0..3).for_each(|now| Trust::open(state_dir).begin(live, now));
+    }
+    let mut trust = Trust::open(state_dir);
+    let live = first.intent().ok().map(|intent| Digest::of(intent).unwrap());
+    let choice = trust.choose(live, std::slice::from_ref(&checkpoint), 4);
+    assert_eq!(choice, Choice::Checkpoint(0));
+    trust.begin(asked, 4);
+    let trust = Arc::new(Mutex::new(trust));
+    (FileSource::from_checkpoint(first, checkpoint, trust.clone(), clock), trust)
+}
+
+fn dns(source: &FileSource) -> String {
+    source.intent().borrow().frontends["dns"].addresses[0].to_string()
+}
+
+#[test]
+fn a_checkpoint_serves_until_the_file_is_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("weir.yaml");
+    fs::write(&path, "kind: Agent").unwrap();
+    let (mut source, trust) = stale(&path, false);
+    assert_eq!(source.intent().borrow().agent.pin_dir, Path::new("/sys/fs/bpf/given"));
+    source.poll();
+    source.poll();
+    let status = status(&source);
+    let stale = status.stale.unwrap();
+    assert_eq!(
+        (status.ok, stale.written_ms, stale.checkpoint),
+        (false, 7, dir.path().join("checkpoint"))
+    );
+    assert!(stale.why.contains("weir.yaml cannot be used"), "{}", stale.why);
+    assert!(status.problems.iter().any(|problem| problem.contains("apiVersion")), "what is wrong");
+
+    fs::write(&path, GOOD.replace("198.51.100.3", "198.51.100.4")).unwrap();
+    source.poll();
+    source.poll();
+    let status = source.status().borrow().clone();
+    assert_eq!((dns(&source), status.ok, status.stale), ("198.51.100.4".into(), true, None));
+    let asked = FirstLook::new(path, source.overrides.clone());
+    assert_eq!(trust.lock().unwrap().tried(), Some(Digest::of(asked.intent().unwrap()).unwrap()));
+}
+
+#[test]
+fn what_crashed_the_agent_counts_again_once_it_differs_or_somebody_insists() {
+    let crashes = GOOD.replace("198.51.100.3", "198.51.100.4");
+    for insists in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("weir.yaml");
+        fs::write(&path, &crashes).unwrap();
+        let (mut source, trust) = stale(&path, true);
+        // Another text that asks for the same.
+        fs::write(&path, format!("{crashes}\n# nothing new")).unwrap();
+        source.poll();
+        source.poll();
+        assert_eq!(dns(&source), "198.51.100.3");
+        let why = status(&source).stale.unwrap().why;
+        assert!(why.contains("crashed with, 3 times") && why.contains("SIGHUP"), "{why}");
+        let (address, write) = match insists {
+            true => ("198.51.100.4", None),
+            false => ("198.51.100.5", Some(GOOD.replace("198.51.100.3", "198.51.100.5"))),
+        };
+        if let Some(text) = write {
+            fs::write(&path, text).unwrap();
+            source.poll();
+            source.poll();
+        } else {
+            source.reload();
+        }
+        assert_eq!((dns(&source).as_str(), status(&source).stale), (address, None));
+        assert_eq!(trust.lock().unwrap().distrusted(), None);
+    }
+}
+
+#[test]
+fn a_bad_file_still_tells_the_state_directory() {
+    for (text, expected) in [
+        ("spec:\n  stateDir: /x/y # here\n  bad", "/x/y"),
+        ("spec: {stateDir: \"/x/y\", uplinks: [", "/x/y"),
+        ("spec: {stateDir: y}", "/var/lib/weir"),
+        ("", "/var/lib/weir"),
+    ] {
+        assert_eq!(config::likely_state_dir(text), Path::new(expected), "{text}");
+    }
 }
