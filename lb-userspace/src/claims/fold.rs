@@ -261,3 +261,7 @@ impl Fold {
         (!claimed.flows.is_empty()).then_some(claimed)
     }
 }
+
+#[cfg(test)]
+#[path = "fold_tests.rs"]
+mod tests;

@@ -141,7 +141,7 @@ impl Claims {
         let (applied, Some(began)) = &self.scanned else { return Instant::now() };
         let recent = &self.channels.applied.borrow().recent;
         let rest = match () {
-            () if **recent != *applied.recent => SCAN_REST,
+            () if *recent != applied.recent => SCAN_REST,
             () if self.publisher.claims_any() || !recent.is_empty() => SCAN_CLAIMED,
             () => SCAN_QUIET,
         };
@@ -181,7 +181,7 @@ impl Claims {
         let claims = self.publisher.claims(&scan.displaced);
         let views = self.publisher.views(&recent);
         let lineages = self.publisher.lineages(&recent, &members);
-        let all = [claims, views, lineages].concat();
+        let all: Vec<_> = claims.into_iter().chain(views).chain(lineages).collect();
         all.iter().for_each(|it| self.fold.on_change(&heard(&self.own, it)));
         self.tell();
         for publication in all {
@@ -228,3 +228,6 @@ async fn ended(running: &mut Option<Running>) -> (Scanning, Result<Scan, ScanErr
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

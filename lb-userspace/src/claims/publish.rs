@@ -162,3 +162,7 @@ pub fn heard(own: &Arc<str>, (key, value): &Publication) -> crate::membership::C
     let value = value.as_deref().map(Arc::from);
     crate::membership::Change { origin: own.clone(), key: key.clone(), value }
 }
+
+#[cfg(test)]
+#[path = "publish_tests.rs"]
+mod tests;

@@ -264,3 +264,7 @@ fn versioned(form: &impl Serialize) -> Vec<u8> {
 fn of_version(value: &[u8]) -> Option<&[u8]> {
     value.split_first().filter(|(version, _)| **version == VERSION).map(|(_, rest)| rest)
 }
+
+#[cfg(test)]
+#[path = "wire_tests.rs"]
+mod tests;
