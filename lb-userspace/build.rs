@@ -1,7 +1,8 @@
 //! Puts the BPF object where `dataplane::object` includes it.
 //!
 //! It takes `WEIR_BPF_OBJECT`, or else what `cargo xtask build-bpf` left in the target directory; where
-//! there is none, an empty file, so that this package builds without the BPF tool-chain.
+//! there is none, an empty file, so that this package builds without the BPF tool-chain. With the
+//! feature `next-layout` it takes that layout's object, which xtask leaves in a folder of its own.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -12,12 +13,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-env-changed=WEIR_BPF_OBJECT");
     let out_dir = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
 
-    let object = if let Some(named) = env::var_os("WEIR_BPF_OBJECT") {
+    let next = env::var_os("CARGO_FEATURE_NEXT_LAYOUT").is_some();
+    let named = env::var_os("WEIR_BPF_OBJECT").filter(|_| !next);
+    let object = if let Some(named) = named {
         println!("cargo::rerun-if-changed={}", Path::new(&named).display());
         fs::read(&named)
             .map_err(|e| format!("WEIR_BPF_OBJECT {}: {e}", Path::new(&named).display()))?
     } else {
-        let dir = target_dir(&out_dir)?.join("bpf");
+        let dir = target_dir(&out_dir)?.join(if next { "bpf-next" } else { "bpf" });
         // Watching the directory notices an object that appears; a watched file that is missing would
         // make cargo build this package every time.
         fs::create_dir_all(&dir)?;

@@ -45,8 +45,14 @@ pub struct Arrival {
     pub backend_seq: u32,
     /// Flags in the low eight bits, time last seen in the upper 24 ([`Tick`]).
     pub seen: u32,
+    #[cfg(feature = "next-layout")]
+    pub next: u64,
 }
+#[cfg(not(feature = "next-layout"))]
 const _: () = assert!(size_of::<Arrival>() == 16);
+
+/// What the arrivals of every layout begin with: all fields up to and with `seen`.
+pub type ArrivalWords = [u32; 4];
 
 /// Time in units of 2^28 ns (0.27 s) modulo 2^24 (52 days), from CLOCK_BOOTTIME or CLOCK_MONOTONIC.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -77,6 +83,19 @@ pub mod flags {
 }
 
 impl Arrival {
+    /// With these first words; what a layout has beyond them begins as zero.
+    #[inline(always)]
+    pub const fn from_words([service, client_seq, backend_seq, seen]: ArrivalWords) -> Self {
+        Self {
+            service,
+            client_seq,
+            backend_seq,
+            seen,
+            #[cfg(feature = "next-layout")]
+            next: 0,
+        }
+    }
+
     #[inline(always)]
     pub const fn flags(&self) -> u32 {
         self.seen & 0xff

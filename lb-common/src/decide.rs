@@ -50,7 +50,7 @@ impl Segment {
 /// The arrival that a client's segment makes in `OPENING`.
 #[inline(always)]
 pub const fn opening(service: u32, segment: &Segment, now: Tick) -> Arrival {
-    Arrival { service, client_seq: segment.seq, backend_seq: 0, seen: Arrival::pack(0, now) }
+    Arrival::from_words([service, segment.seq, 0, Arrival::pack(0, now)])
 }
 
 /// Whether this client's segment shows that the client heard the backend: then the opening is
@@ -112,10 +112,9 @@ pub const fn noted(arrival: &Arrival, segment: &Segment, now: Tick) -> Arrival {
     }
     let syn = (segment.flags & tcp::SYN != 0) as u32;
     Arrival {
-        service: arrival.service,
-        client_seq: arrival.client_seq,
         backend_seq: segment.seq.wrapping_add(syn),
         seen: seen_from_backend(arrival, segment, now) | flags::BACKEND_SPOKE,
+        ..*arrival
     }
 }
 

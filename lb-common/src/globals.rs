@@ -24,7 +24,8 @@ pub struct Settings {
     pub vni: u32,
     /// Age of the agent's heartbeat in ms beyond which others may take VIPs from this node.
     pub yield_after: u32,
-    pub reserved2: u32,
+    /// Not 0: arrivals are looked up in the maps of another layout too, which is being taken over from.
+    pub takes_over: u32,
 }
 const _: () = assert!(size_of::<Settings>() == 72);
 

@@ -45,7 +45,10 @@ pub struct Member {
     /// Index into `HOPS`; 0: this node.
     pub node: u32,
     pub reserved: u32,
+    #[cfg(feature = "next-layout")]
+    pub next: u64,
 }
+#[cfg(not(feature = "next-layout"))]
 const _: () = assert!(size_of::<Member>() == 8);
 
 /// One interface that carries clients' traffic.

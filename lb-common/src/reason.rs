@@ -105,8 +105,7 @@ reasons! {
     ForeignSlots = 44, Handled, "foreign_slots", "A tunnel packet of an unknown flow from a member that has another number of slots for the frontend; counted beside its fate.";
 }
 
-/// Number of reasons: entries of `REASON_COUNTERS`.
-pub const REASONS: u32 = Reason::ALL.len() as u32;
+const _: () = assert!(Reason::ALL.len() <= crate::abi::capacity::REASONS as usize);
 
 /// Value of the per-CPU counter arrays.
 #[repr(C)]

@@ -1,8 +1,6 @@
 //! Services: one word that says which record is current, records that never change, and the arena
 //! of slot tables.
 
-use core::mem::size_of;
-
 use bytemuck::{Pod, Zeroable};
 
 use crate::abi::BLOCK_SLOTS;
@@ -49,7 +47,10 @@ pub struct Record {
     /// Digest of (sorted backends, slots, seed tag): names the epoch.
     pub epoch: u64,
     pub reserved: [u32; 8],
+    #[cfg(feature = "next-layout")]
+    pub next: u64,
 }
+#[cfg(not(feature = "next-layout"))]
 const _: () = assert!(size_of::<Record>() == 64);
 
 pub mod flags {

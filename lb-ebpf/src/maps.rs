@@ -3,7 +3,7 @@
 //! Values are copied out at once, because the element behind a pointer may be reused by the next
 //! insert; only arrivals and counters are changed in place.
 
-use core::arch::asm;
+use core::{arch::asm, mem::offset_of};
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
@@ -13,14 +13,14 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{BLOCK_SLOTS, YIELD_LIFE, capacity},
-    arrival::{Arrival, ArrivalKey, Tick},
+    arrival::{Arrival, ArrivalKey, ArrivalWords, Tick},
     backend::{Backend, BackendId},
     claim::{Claim, ClaimKey},
     frontend::{self, Endpoint, FILTER_WORDS, Frontend, Vip},
     globals::{Settings, state},
     hop::{Hop, Member, Uplink, Uplinks},
     net::{Addr, Port},
-    reason::{Counter, REASONS},
+    reason::Counter,
     service::{OwnerBlock, Record, ServiceWord},
 };
 
@@ -67,6 +67,13 @@ static ESTABLISHED: LruHashMap<ArrivalKey, Arrival, { capacity::ESTABLISHED as u
 #[btf_map]
 static DATAGRAMS: LruHashMap<ArrivalKey, Arrival, { capacity::DATAGRAMS as usize }> =
     LruHashMap::new();
+/// The same of the layout that is taken over from; the loader puts its maps here.
+#[btf_map]
+static OLD_OPENING: LruHashMap<ArrivalKey, ArrivalWords, 1> = LruHashMap::new();
+#[btf_map]
+static OLD_ESTABLISHED: LruHashMap<ArrivalKey, ArrivalWords, 1> = LruHashMap::new();
+#[btf_map]
+static OLD_DATAGRAMS: LruHashMap<ArrivalKey, ArrivalWords, 1> = LruHashMap::new();
 #[btf_map]
 static STATE: Array<u64, { state::ENTRIES as usize }, MMAP> = Array::new();
 #[btf_map]
@@ -74,7 +81,7 @@ static SERVICE_COUNTERS: PerCpuArray<Counter, SERVICES_CAPACITY> = PerCpuArray::
 #[btf_map]
 static BACKEND_COUNTERS: PerCpuArray<Counter, { capacity::BACKENDS as usize }> = PerCpuArray::new();
 #[btf_map]
-static REASON_COUNTERS: PerCpuArray<Counter, { REASONS as usize }> = PerCpuArray::new();
+static REASON_COUNTERS: PerCpuArray<Counter, { capacity::REASONS as usize }> = PerCpuArray::new();
 /// VIPs that others took while the agent was silent, and when each was last said, by [`boot_now`].
 /// Written here, cleared by the agent that returns.
 #[btf_map]
@@ -99,7 +106,7 @@ static SETTINGS: Settings = Settings {
     reserved: [0; 2],
     vni: 0,
     yield_after: 0,
-    reserved2: 0,
+    takes_over: 0,
 };
 
 macro_rules! settings {
@@ -123,6 +130,7 @@ pub mod setting {
         tunnel_port: Port,
         vni: u32,
         yield_after: u32,
+        takes_over: u32,
     );
 
     /// Eight bytes as one word, as the tunnel's header holds them.
@@ -256,27 +264,51 @@ pub fn claim(service: u32, slot: u32) -> Option<Claim> {
     unsafe { CLAIMS.get(ClaimKey { frontend: service >> 1, slot }) }.copied()
 }
 
-/// One of the three maps of arrivals.
+/// One of the three maps of arrivals. While another layout is taken over from, its map is looked at
+/// too; new arrivals are made in the own one. Otherwise `takes_over` is 0, which the verifier knows,
+/// and the second looks are no part of the program.
 #[derive(Clone, Copy)]
-pub struct Arrivals<const ENTRIES: usize>(&'static LruHashMap<ArrivalKey, Arrival, ENTRIES>);
+pub struct Arrivals<const ENTRIES: usize> {
+    own: &'static LruHashMap<ArrivalKey, Arrival, ENTRIES>,
+    old: &'static LruHashMap<ArrivalKey, ArrivalWords, 1>,
+}
 
 pub const fn opening() -> Arrivals<{ capacity::OPENING as usize }> {
-    Arrivals(&OPENING)
+    Arrivals { own: &OPENING, old: &OLD_OPENING }
 }
 
 pub const fn established() -> Arrivals<{ capacity::ESTABLISHED as usize }> {
-    Arrivals(&ESTABLISHED)
+    Arrivals { own: &ESTABLISHED, old: &OLD_ESTABLISHED }
 }
 
 pub const fn datagrams() -> Arrivals<{ capacity::DATAGRAMS as usize }> {
-    Arrivals(&DATAGRAMS)
+    Arrivals { own: &DATAGRAMS, old: &OLD_DATAGRAMS }
 }
+
+/// Places in [`ArrivalWords`].
+const BACKEND_SEQ: usize = offset_of!(Arrival, backend_seq) / 4;
+const SEEN: usize = offset_of!(Arrival, seen) / 4;
 
 impl<const ENTRIES: usize> Arrivals<ENTRIES> {
     #[inline(always)]
     pub fn get(self, key: &ArrivalKey) -> Option<Arrival> {
         // SAFETY: copied out at once.
-        unsafe { self.0.get(key) }.copied()
+        match unsafe { self.own.get(key) }.copied() {
+            None if setting::takes_over() != 0 => {
+                // SAFETY: as above.
+                unsafe { self.old.get(key) }.map(|words| Arrival::from_words(*words))
+            }
+            found => found,
+        }
+    }
+
+    /// Where the flow's words are, in either map.
+    #[inline(always)]
+    fn place(self, key: &ArrivalKey) -> Option<*mut ArrivalWords> {
+        match self.own.get_ptr_mut(key) {
+            None if setting::takes_over() != 0 => self.old.get_ptr_mut(key),
+            found => found.map(|place| place.cast()),
+        }
     }
 
     /// Changes what is known in place; the fields are words, so a reader sees each whole.
@@ -287,18 +319,18 @@ impl<const ENTRIES: usize> Arrivals<ENTRIES> {
         key: &ArrivalKey,
         change: impl FnOnce(&Arrival) -> Arrival,
     ) -> Option<Arrival> {
-        let place = self.0.get_ptr_mut(key)?;
+        let place = self.place(key)?;
         // SAFETY: the look-up gave a valid element, copied out at once.
-        let before = unsafe { *place };
+        let before = Arrival::from_words(unsafe { *place });
         let after = change(&before);
         if after.seen != before.seen {
             // SAFETY: the element outlives the program's run; at worst it now serves another flow,
             // whose time is then a little newer.
-            unsafe { (*place).seen = after.seen };
+            unsafe { (*place)[SEEN] = after.seen };
         }
         if after.backend_seq != before.backend_seq {
             // SAFETY: as above.
-            unsafe { (*place).backend_seq = after.backend_seq };
+            unsafe { (*place)[BACKEND_SEQ] = after.backend_seq };
         }
         Some(before)
     }
@@ -306,12 +338,18 @@ impl<const ENTRIES: usize> Arrivals<ENTRIES> {
     /// A full map evicts, so this fails only under contention; then the next packet tries again.
     #[inline(always)]
     pub fn insert(self, key: &ArrivalKey, arrival: &Arrival) {
-        let _ = self.0.insert(key, arrival, 0);
+        let _ = self.own.insert(key, arrival, 0);
+        if setting::takes_over() != 0 {
+            let _ = self.old.remove(key);
+        }
     }
 
     #[inline(always)]
     pub fn remove(self, key: &ArrivalKey) {
-        let _ = self.0.remove(key);
+        let _ = self.own.remove(key);
+        if setting::takes_over() != 0 {
+            let _ = self.old.remove(key);
+        }
     }
 }
 

@@ -24,6 +24,8 @@ use crate::lab::{Host, Lab, Node, Process, UPLINK, eventually};
 
 /// Names the binary under test.
 pub const BINARY: &str = "WEIR_BIN";
+/// Names the same with another layout of its maps, for upgrades and downgrades.
+pub const NEXT_BINARY: &str = "WEIR_NEXT_BIN";
 /// The agents' state folder, as seen from inside a node.
 const STATE_DIR: &str = "/sys/fs/disk/weir";
 /// The agents' pin folder, as seen from inside a node: the product's default.
@@ -38,6 +40,8 @@ pub const SOON: Duration = Duration::from_secs(15);
 pub struct Fleet<'lab> {
     lab: &'lab Lab,
     binary: PathBuf,
+    /// Nodes with another binary.
+    binaries: Mutex<BTreeMap<String, PathBuf>>,
     files: tempfile::TempDir,
     /// Further lines of the `Agent`'s spec.
     agent: String,
@@ -63,12 +67,17 @@ impl<'lab> Fleet<'lab> {
 
     /// The same with further lines of the `Agent`'s spec.
     pub fn prepare_with(lab: &'lab Lab, agent: &str, frontends: &str) -> Result<Self> {
-        let binary = std::env::var_os(BINARY)
-            .with_context(|| format!("set {BINARY} to the weir binary: cargo build -p weir"))?;
-        let binary = fs::canonicalize(&binary).with_context(|| format!("{BINARY}={binary:?}"))?;
+        let binary = named(BINARY)?;
         let agent = indented(agent);
         let files = tempfile::tempdir()?;
-        let fleet = Self { lab, binary, files, agent, agents: Mutex::default() };
+        let fleet = Self {
+            lab,
+            binary,
+            binaries: Mutex::default(),
+            files,
+            agent,
+            agents: Mutex::default(),
+        };
         fleet.configure(frontends)?;
         Ok(fleet)
     }
@@ -104,6 +113,15 @@ impl<'lab> Fleet<'lab> {
             );
         }
         text + frontends
+    }
+
+    /// From now on agent and command line of a node are the binary that this variable names:
+    /// [`BINARY`] or [`NEXT_BINARY`]. An agent that runs there stays what it is.
+    pub fn install(&self, node: &Host, variable: &str) -> Result<()> {
+        let binary = named(variable)?;
+        let mut binaries = self.binaries.lock().unwrap_or_else(PoisonError::into_inner);
+        binaries.insert(node.name().to_owned(), binary);
+        Ok(())
     }
 
     /// Starts the agent of one node. What it says is added to the node's log.
@@ -154,7 +172,8 @@ impl<'lab> Fleet<'lab> {
     }
 
     fn command(&self, node: &Host, arguments: &[&str]) -> Command {
-        let mut command = node.command(&self.binary);
+        let binaries = self.binaries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut command = node.command(binaries.get(node.name()).unwrap_or(&self.binary));
         command.args(["--state-dir", STATE_DIR]).args(arguments);
         command
     }
@@ -174,6 +193,19 @@ impl<'lab> Fleet<'lab> {
             });
         }
         eventually("all agree on who announces each VIP", SOON, || self.agree());
+    }
+
+    /// Waits until the agent that runs on a node now has its programs on all devices, whatever it thinks of other nodes.
+    ///
+    /// # Panics
+    /// If that takes too long.
+    pub fn wait_attached(&self, node: &Host) {
+        eventually(&format!("agent of {} is attached", node.name()), SOON, || {
+            self.ask(node, &["status"]).is_ok_and(|status| {
+                status["agent"]["pid"] == self.agent(node).id()
+                    && status["attachments"].as_array().is_some_and(|list| list.len() == 2)
+            })
+        });
     }
 
     /// What [`Fleet::wait_ready`] waits for, now.
@@ -287,6 +319,14 @@ impl Drop for Fleet<'_> {
             }
         }
     }
+}
+
+/// The binary that a variable names.
+fn named(variable: &str) -> Result<PathBuf> {
+    let binary = std::env::var_os(variable).with_context(|| {
+        format!("set {variable} to a weir binary: cargo xtask build --debug --next")
+    })?;
+    fs::canonicalize(&binary).with_context(|| format!("{variable}={binary:?}"))
 }
 
 /// A VIP as one node sees it.

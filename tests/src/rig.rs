@@ -181,7 +181,7 @@ impl Rig {
             reserved: [0; 2],
             vni: VNI,
             yield_after: YIELD_AFTER,
-            reserved2: 0,
+            takes_over: 0,
         };
         let mut loader = EbpfLoader::new();
         loader.override_global(SETTINGS, &settings, true);
@@ -335,7 +335,7 @@ impl Rig {
     }
 
     pub fn member(&mut self, addr: IpAddr, node: u32) -> Result<()> {
-        self.insert(map::MEMBERS, Addr::from(addr), Member { node, reserved: 0 })
+        self.insert(map::MEMBERS, Addr::from(addr), Member { node, ..Member::default() })
     }
 
     pub fn state(&mut self, index: u32, value: u64) -> Result<()> {

@@ -8,8 +8,14 @@ use std::{
     time::Duration,
 };
 
-use aya::programs::links::{FdLink, PinnedLink};
-use lb_common::backend::BackendId;
+use aya::{
+    maps::{MapData, MapInfo},
+    programs::links::{FdLink, PinnedLink},
+};
+use lb_common::{
+    abi::{LAYOUT_VERSION, map},
+    backend::BackendId,
+};
 use lb_tests::lab::{Gate, Host, Lab, Process, UPLINK, XdpAttached, eventually};
 use nix::sys::signal::Signal;
 use weir::{
@@ -309,14 +315,79 @@ fn an_agent_that_is_killed_twenty_times_keeps_what_proved_good() {
     rig.says("it serves the file", |it| it.stale.is_none() && it.config_error.is_none());
 }
 
+/// As if a weir of another layout had made what is pinned.
+fn rename_layout(rig: &Rig, name: &str) -> PathBuf {
+    let maps = rig.pins().join(name);
+    fs::rename(rig.pins().join(format!("v{LAYOUT_VERSION}")), &maps).unwrap();
+    maps.join("maps")
+}
+
 #[test]
-fn cleanup_leaves_nothing_behind() {
+fn another_layout_of_the_same_forms_is_taken_over_with_all_ids_and_maps() {
+    let rig = Rig::new();
+    let map_id = |rig: &Rig| {
+        let maps = rig.pins().join(format!("v{LAYOUT_VERSION}/maps"));
+        MapInfo::from_pin(maps.join(map::ESTABLISHED)).unwrap().id()
+    };
+    rig.start().kill().unwrap();
+    let (links, ids, established) = (rig.links(), rig.ids(), map_id(&rig));
+    rename_layout(&rig, "v9");
+    let second = rig.start();
+    let forgotten = || fs::read_dir(rig.pins()).unwrap().count() == 2;
+    eventually("the former layout is forgotten", SOON, forgotten);
+    assert_eq!((rig.links(), rig.ids(), map_id(&rig)), (links.clone(), ids.clone(), established));
+    second.kill().unwrap();
+    // As a take-over that died between its two renames leaves it.
+    rename_layout(&rig, "former-v9");
+    rig.start();
+    eventually("the former layout is forgotten", SOON, forgotten);
+    assert_eq!((rig.links(), rig.ids(), map_id(&rig)), (links, ids, established));
+}
+
+#[test]
+fn a_layout_that_cannot_be_taken_over_is_named_and_serves_on() {
+    let rig = Rig::new();
+    rig.start().kill().unwrap();
+    let maps = rename_layout(&rig, "v9");
+    fs::remove_file(maps.join(map::ESTABLISHED)).unwrap();
+    let other = MapData::from_pin(maps.join(map::FRONTENDS)).unwrap();
+    other.pin(maps.join(map::ESTABLISHED)).unwrap();
+    let links = rig.links();
+    let said = rig.refused();
+    let expected = "layout 9: map ESTABLISHED: type is Hash, expected LruHash";
+    assert!(said.contains(expected) && said.contains("--cleanup"), "{said}");
+    assert!(rig.has_xdp());
+    assert_eq!((rig.links(), maps.join(map::FRONTENDS).exists()), (links, true));
+}
+
+#[test]
+fn cleanup_leaves_nothing_behind_but_what_is_not_weirs() {
     let rig = Rig::new();
     let agent = rig.start();
+    let proxies = || {
+        let output = rig.node().command("ip").args(["-6", "neigh", "show", "proxy"]).output();
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    };
+    eventually("the VIP has a proxy entry", SOON, || !proxies().is_empty());
     agent.kill().unwrap();
+    // As a take-over that died leaves it.
+    let maps = rename_layout(&rig, "former-v9");
+    fs::create_dir(rig.pins().join("next")).unwrap();
+    let foreign = [rig.pins().join("links/other"), rig.pins().join("other")];
+    let of_others = MapData::from_pin(maps.join(map::FRONTENDS)).unwrap();
+    foreign.iter().for_each(|path| of_others.pin(path).unwrap());
+
     let cleaned = rig.agent().arg("--cleanup").output().unwrap();
     assert!(cleaned.status.success(), "{cleaned:?}");
     assert!(!rig.has_xdp());
+    assert_eq!(proxies(), "");
+    let left = |name: &str| rig.node().dir().join(name).exists();
+    assert!(!left("agent.sock") && !left("status.json"));
+    for path in &foreign {
+        fs::remove_file(path).expect("cleanup leaves what is not weir's");
+    }
+    let again = rig.agent().arg("--cleanup").output().unwrap();
+    assert!(again.status.success(), "{again:?}");
     assert!(!rig.pins().exists());
     rig.start();
 }

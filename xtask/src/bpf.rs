@@ -36,6 +36,8 @@ pub struct Options {
     pub install: bool,
     /// A warning is an error; the compiler is asked even if nothing changed.
     pub deny_warnings: bool,
+    /// The programs of the next layout, without the bench's.
+    pub next_layout: bool,
 }
 
 /// Builds the object of the tree at `source` into the file `out`, with intermediate files in `work`.
@@ -53,18 +55,21 @@ pub fn build(source: &Path, work: &Path, out: &Path, options: Options) -> Result
     }
     let linker = toolchain::ensure_bpf_linker(options.install)?;
 
-    let stamp_file = work.join("weir.stamp");
+    let bench = (!options.next_layout).then(|| bench_object(out));
+    let stamp_file = work.join(if options.next_layout { "weir-next.stamp" } else { "weir.stamp" });
     let stamp = stamp(source, toolchain, out)?;
     let is_fresh = out.is_file()
-        && bench_object(out).is_file()
+        && bench.as_ref().is_none_or(|bench| bench.is_file())
         && fs::read_to_string(&stamp_file).is_ok_and(|old| old == stamp);
     if is_fresh && !options.deny_warnings {
         return Ok(());
     }
     eprintln!("building the BPF object with {} ({})", toolchain.name, toolchain.version);
-    let linked = compile(source, work, toolchain, &linker, options.deny_warnings)?;
+    let linked = compile(source, work, toolchain, &linker, options)?;
     install(&linked.join("weir-bpf"), work, out)?;
-    install(&linked.join("weir-bench"), work, &bench_object(out))?;
+    if let Some(bench) = bench {
+        install(&linked.join("weir-bench"), work, &bench)?;
+    }
     fs::write(&stamp_file, stamp).with_context(|| format!("write {}", stamp_file.display()))
 }
 
@@ -84,10 +89,13 @@ fn compile(
     work: &Path,
     toolchain: &Toolchain,
     linker: &Path,
-    deny_warnings: bool,
+    options: Options,
 ) -> Result<PathBuf> {
     let mut command = cargo(source, work, toolchain, linker, "build");
-    if deny_warnings {
+    if options.next_layout {
+        command.args(["--bin=weir-bpf", "--features=next-layout"]);
+    }
+    if options.deny_warnings {
         // Unlike -Dwarnings in the flags, this does not make cargo build everything anew.
         command.args(["-Zwarnings", "--config=build.warnings='deny'"]);
     }

@@ -10,6 +10,7 @@ mod process;
 mod setup;
 mod suite;
 mod toolchain;
+mod weir;
 mod workspace;
 
 use std::path::PathBuf;
@@ -48,6 +49,9 @@ enum Task {
         /// Build for debugging
         #[arg(long)]
         debug: bool,
+        /// Also build `weir-next`, of another layout: what upgrades are tested with
+        #[arg(long)]
+        next: bool,
     },
     /// Build the BPF object
     BuildBpf {
@@ -98,9 +102,13 @@ fn main() -> Result<()> {
         Task::Demo(run) => run_program(&workspace, "demo", &run),
         Task::Test { setup, only } => suite::run(&workspace, !setup.no_install, &only),
         Task::Bench(run) => run_program(&workspace, "bench", &run),
-        Task::Build { setup, debug } => {
+        Task::Build { setup, debug, next } => {
+            let profile = if debug { "debug" } else { "release" };
             build_bpf(&workspace, &setup, None)?;
-            build_weir(&workspace, debug)
+            if next {
+                weir::build_next(&workspace, profile)?;
+            }
+            weir::build(&workspace, profile)
         }
         Task::BuildBpf { setup, out } => build_bpf(&workspace, &setup, out),
         Task::Check => check::run(&workspace),
@@ -115,28 +123,25 @@ fn build_bpf(workspace: &Workspace, setup: &Setup, out: Option<PathBuf>) -> Resu
         Some(out) => std::path::absolute(out).context("find the current directory")?,
         None => workspace.bpf_object(),
     };
-    let options = bpf::Options { install, deny_warnings: false };
+    let options = bpf::Options { install, ..Default::default() };
     bpf::build(&workspace.root, &workspace.bpf_work(), &out, options)
 }
 
-fn build_weir(workspace: &Workspace, debug: bool) -> Result<()> {
-    let mut cargo = workspace.cargo();
-    cargo.args(["build", "--package=weir"]);
-    if !debug {
-        cargo.arg("--release");
-    }
-    cargo.run_quietly()
-}
+/// The bench that upgrades agents.
+const CHURN: &str = "churn";
 
 fn run_program(workspace: &Workspace, program: &str, run: &Run) -> Result<()> {
     setup::ensure(&setup::to_run(), !run.setup.no_install)?;
     build_bpf(workspace, &run.setup, None)?;
-    build_weir(workspace, false)?;
     let mut cargo = workspace.cargo();
+    if run.args.first().is_some_and(|name| name == CHURN) {
+        cargo.env(weir::NEXT, weir::build_next(workspace, "release")?);
+    }
+    weir::build(workspace, "release")?;
     cargo
         .args(["run", "--quiet", "--release", "--package=lb-tests", "--bin", program, "--"])
         .args(&run.args)
-        .env("WEIR_BIN", workspace.weir("release"));
+        .env(weir::PRODUCT, workspace.weir("release"));
     setup::run_as_root(&mut cargo)?;
     cargo.run()
 }

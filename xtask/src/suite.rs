@@ -12,7 +12,7 @@ use clap::ValueEnum;
 use crate::cargo_output::Counts;
 use crate::process::CommandExt as _;
 use crate::workspace::Workspace;
-use crate::{bpf, check, setup};
+use crate::{bpf, check, setup, weir};
 
 /// The layers, in the order in which they run.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -104,9 +104,11 @@ fn run_layer(workspace: &Workspace, layer: Layer, counts: &mut Counts) -> Result
             let rig = cargo_test(workspace.cargo().args(rig), counts)?;
             Ok(verdict(defaults && rig, *counts))
         }
-        Layer::Packet => kernel_tests(workspace, "packet*", &[], counts),
+        Layer::Packet => kernel_tests(workspace, layer, "packet*", &[], counts),
         // Labs share the machine's cores, and their timing is part of what they test.
-        Layer::Netns => kernel_tests(workspace, "netns*", &["--", "--test-threads=1"], counts),
+        Layer::Netns => {
+            kernel_tests(workspace, layer, "netns*", &["--", "--test-threads=1"], counts)
+        }
     }
 }
 
@@ -114,23 +116,27 @@ fn run_layer(workspace: &Workspace, layer: Layer, counts: &mut Counts) -> Result
 /// binary is never what was tested.
 fn kernel_tests(
     workspace: &Workspace,
+    layer: Layer,
     files: &str,
     args: &[&str],
     counts: &mut Counts,
 ) -> Result<Outcome> {
     build_bpf(workspace, false)?;
-    workspace.cargo().args(["build", "--package=weir"]).run_quietly()?;
     let mut command = workspace.cargo();
+    if layer == Layer::Netns {
+        command.env(weir::NEXT, weir::build_next(workspace, "debug")?);
+    }
+    weir::build(workspace, "debug")?;
     command
         .args(["test", "--no-fail-fast", "--package=lb-tests", "--test", files])
         .args(args)
-        .env("WEIR_BIN", workspace.weir("debug"));
+        .env(weir::PRODUCT, workspace.weir("debug"));
     setup::run_as_root(&mut command)?;
     Ok(verdict(cargo_test(&mut command, counts)?, *counts))
 }
 
 fn build_bpf(workspace: &Workspace, deny_warnings: bool) -> Result<()> {
-    let options = bpf::Options { install: false, deny_warnings };
+    let options = bpf::Options { deny_warnings, ..Default::default() };
     bpf::build(&workspace.root, &workspace.bpf_work(), &workspace.bpf_object(), options)
 }
 

@@ -42,6 +42,11 @@ impl Workspace {
         self.target.join("bpf/weir.o")
     }
 
+    /// The same for the build of the next layout.
+    pub fn next_bpf_object(&self) -> PathBuf {
+        self.target.join("bpf-next/weir.o")
+    }
+
     /// Where the BPF programs' own builds go.
     pub fn bpf_work(&self) -> PathBuf {
         self.target.join("bpf-build")
@@ -50,6 +55,11 @@ impl Workspace {
     /// The `weir` binary of a profile's directory, `debug` or `release`.
     pub fn weir(&self, profile: &str) -> PathBuf {
         self.target.join(profile).join("weir")
+    }
+
+    /// The same of the next layout.
+    pub fn next_weir(&self, profile: &str) -> PathBuf {
+        self.target.join(profile).join("weir-next")
     }
 }
 

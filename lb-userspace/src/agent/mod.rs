@@ -1,8 +1,10 @@
 //! The agent: one per node. The only place that spawns tasks, owns the order of start and end, and
 //! reads the clock.
 //!
-//! Start: what to serve (the source, or a checkpoint), lock, load, read back, `egress` on devices, maps filled, `ingress` on uplinks. Then every
-//! change of what is wanted or known wakes one loop, which plans everything anew, applies what
+//! Start: what to serve (the source, or a checkpoint), lock, load, read back, `egress` on devices, maps
+//! filled, `ingress` on uplinks. Where maps of a former agent serve, `ingress` follows `egress` at once,
+//! and what another layout still holds is moved before anything is changed. Then every change of what
+//! is wanted or known wakes one loop, which plans everything anew, applies what
 //! differs, announces after that, and reports. The end of the agent, however it comes, changes
 //! nothing in the kernel: maps, programs and links stay.
 
@@ -17,7 +19,7 @@ mod state;
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::IsTerminal,
+    io::{self, IsTerminal},
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -50,6 +52,7 @@ use crate::{
     membership::{self, Change, drain::Keeper},
     model::{AgentSettings, Intent},
     netlink,
+    report::{control::SOCKET, status::FILE},
     sources::file::FileSource,
 };
 use begin::{Begun, begin};
@@ -120,17 +123,29 @@ fn overrides(args: &AgentArgs) -> Overrides {
     }
 }
 
-/// Detaches everything and removes the pins.
+/// Takes weir off this node: detaches everything, removes the pins of all layouts, the proxy entries
+/// of VIPs, the control socket and the last account of an agent. What people ordered stays in the
+/// state folder.
 async fn cleanup(args: AgentArgs) -> anyhow::Result<()> {
     let agent = config::load(&args.config, &overrides(&args))?.agent;
-    if !agent.pin_dir.exists() {
-        println!("nothing is pinned below {}", agent.pin_dir.display());
-        return Ok(());
-    }
     let _lock = lock(&agent.pin_dir)?;
     let devices: Vec<_> = agent.uplinks.iter().chain(&agent.egress_devices).cloned().collect();
-    for removed in attach::cleanup(&agent.pin_dir, &devices).await? {
-        println!("removed {removed}");
+    let mut removed = attach::cleanup(&agent.pin_dir, &devices).await?;
+    let vips = announce::neighbour::forget().await?;
+    removed.extend(vips.iter().map(|vip| format!("proxy entry of {vip}")));
+    for name in [SOCKET, FILE] {
+        let path = agent.state_dir.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            result => {
+                result.with_context(|| format!("remove {}", path.display()))?;
+                removed.push(path.display().to_string());
+            }
+        }
+    }
+    removed.iter().for_each(|removed| println!("removed {removed}"));
+    if removed.is_empty() {
+        println!("nothing of weir is here");
     }
     Ok(())
 }
@@ -215,6 +230,21 @@ impl Agent {
         Ok(Self { state, inlets, orders, tasks, heartbeat, _lock: lock })
     }
 
+    /// Ends the take-over from another layout, if this start is one.
+    async fn settle(&mut self) -> anyhow::Result<()> {
+        let Some(unsettled) = self.state.take_former() else { return Ok(()) };
+        let mut settled = tokio::task::spawn_blocking(|| unsettled.settle());
+        let (loaded, former) = loop {
+            self.heartbeat.turn();
+            match timeout(TICK, &mut settled).await {
+                Ok(settled) => break settled??,
+                Err(_) => continue,
+            }
+        };
+        self.state.replace(loaded, &self.inlets).await?;
+        Ok(former.forget()?)
+    }
+
     /// First state of the maps, programs on devices, then the loop.
     async fn run(mut self, mut end: EndSignals) -> anyhow::Result<()> {
         let interfaces = self.inlets.interfaces.wait_for(|found| found.iter().next().is_some());
@@ -224,12 +254,15 @@ impl Agent {
         }
         self.state.attach_egress(&self.inlets).await?;
         if self.state.serves()? {
+            self.state.attach_ingress(&self.inlets).await?;
+            self.settle().await?;
             // A state that serves is better than one made without knowing who lives.
             let _ = timeout(VERDICTS_WAIT, self.inlets.all_judged()).await;
             let _ = timeout(MEMBERS_WAIT - VERDICTS_WAIT, self.inlets.all_found()).await;
         }
         let mut healthy = self.state.step(&mut self.inlets);
         self.state.attach_ingress(&self.inlets).await?;
+        self.settle().await?;
         self.state.report(&self.inlets);
 
         let mut tick = Instant::now() + TICK;

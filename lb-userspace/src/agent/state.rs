@@ -21,7 +21,7 @@ use crate::{
     dataplane::{
         apply::{ApplyError, DataPlane, Scope, Surroundings},
         attach::AttachError,
-        load::Loaded,
+        load::{Loaded, Unsettled},
         maps::Maps,
         scan::Scan,
     },
@@ -443,6 +443,18 @@ impl State {
                 false
             }
         }
+    }
+
+    /// What is still to be taken over from another layout.
+    pub fn take_former(&mut self) -> Option<Unsettled> {
+        self.loaded.take_former()
+    }
+
+    /// Puts other programs in the place of those that are attached.
+    pub async fn replace(&mut self, loaded: Loaded, inlets: &Inlets) -> Result<(), AttachError> {
+        self.loaded = loaded;
+        self.attach_egress(inlets).await?;
+        self.attach_ingress(inlets).await
     }
 
     /// Puts `egress` on every device that is configured. At the start an error ends the agent.

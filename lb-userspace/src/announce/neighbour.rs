@@ -61,6 +61,17 @@ pub async fn run(mut announced: watch::Receiver<Arc<BTreeMap<IpAddr, Uplink>>>) 
     }
 }
 
+/// Removes the proxy entries of agents of this node, and names them.
+pub async fn forget() -> io::Result<Vec<Ipv6Addr>> {
+    let netlink = Netlink::open()?;
+    let mut forgotten = Vec::new();
+    for (ifindex, vip) in netlink.own_proxies().await.map_err(io::Error::other)? {
+        netlink.delete_proxy(ifindex, vip).await.map_err(io::Error::other)?;
+        forgotten.push(vip);
+    }
+    Ok(forgotten)
+}
+
 /// Adds the proxy entries that are missing and removes ours that nothing explains.
 async fn reconcile(netlink: &Netlink, wanted: &BTreeMap<IpAddr, Uplink>, failing: &mut Failing) {
     let wanted: BTreeSet<(u32, Ipv6Addr)> = wanted

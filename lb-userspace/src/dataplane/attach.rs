@@ -22,6 +22,7 @@ use super::{
     hooks::{self, Hooks},
     inspect::program_name,
     load::{LoadError, Loaded, classifier, xdp},
+    migrate,
     spec::links_dir,
 };
 use crate::report::status::Attachment;
@@ -349,11 +350,15 @@ pub async fn cleanup(pin_dir: &Path, devices: &[String]) -> Result<Vec<String>, 
         }
     }
     let mut programs = BTreeSet::new();
+    let maps = migrate::folders(pin_dir).into_iter().map(|folder| folder.join("maps"));
     // Links first: programs must not run over maps that are going away.
-    for dir in std::iter::once(links_dir(pin_dir)).chain(layouts(pin_dir)) {
+    for dir in std::iter::once(links_dir(pin_dir)).chain(maps) {
         let entries = dir.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
         for path in entries.collect::<Vec<_>>() {
             if dir == links_dir(pin_dir) {
+                if !is_own(&path) {
+                    continue;
+                }
                 programs
                     .extend(pinned(&path).and_then(|link| Some(link.info().ok()?.program_id())));
             }
@@ -370,6 +375,13 @@ pub async fn cleanup(pin_dir: &Path, devices: &[String]) -> Result<Vec<String>, 
     let _ = std::fs::remove_dir(pin_dir);
     detached(&programs, devices).await?;
     Ok(removed)
+}
+
+/// Whether a pinned link is named as ours are.
+fn is_own(link: &Path) -> bool {
+    let name = link.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let index = name.strip_prefix("egress-").or(name.strip_prefix("ingress-"));
+    index.is_some_and(|index| index.parse::<u32>().is_ok())
 }
 
 /// Waits until none of these programs is on any of the devices: the kernel detaches a link some time
@@ -389,12 +401,4 @@ async fn detached(programs: &BTreeSet<u32>, devices: &[String]) -> Result<(), At
         }
     }
     Ok(())
-}
-
-/// Folders of maps, of every layout.
-fn layouts(pin_dir: &Path) -> Vec<PathBuf> {
-    let entries = pin_dir.read_dir().into_iter().flatten().flatten();
-    let is_layout = |name: &str| name.strip_prefix('v').is_some_and(|v| v.parse::<u32>().is_ok());
-    let layout = entries.filter(|entry| entry.file_name().to_str().is_some_and(is_layout));
-    layout.map(|entry| entry.path().join("maps")).collect()
 }

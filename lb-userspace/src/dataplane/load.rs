@@ -11,14 +11,15 @@ use aya::{
     programs::{ProgramError, SchedClassifier, Xdp},
 };
 use lb_common::{
-    abi::program,
+    abi::{map, program},
     globals::{SETTINGS, Settings},
     net::{Addr, Port},
 };
 
 use super::{
     keys::Keys,
-    maps::{Maps, OpenError, require_bpffs},
+    maps::{ArrivalMap, Maps, OpenError, require_bpffs},
+    migrate::{Former, MigrateError, Takeover},
     mmap::{Access, Mapped},
     object,
     spec::{Mismatch, SPECS, links_dir, maps_dir},
@@ -44,6 +45,8 @@ pub enum LoadError {
         "a pinned map cannot be taken over: the limits of the Agent object were changed (put them back), or another weir made it (run `weir agent --cleanup` first, which stops serving and forgets all flows): {0}"
     )]
     Pinned(#[from] Mismatch),
+    #[error(transparent)]
+    Migrate(#[from] MigrateError),
     #[error("pinned map {map}: {source}")]
     Map {
         map: &'static str,
@@ -67,12 +70,50 @@ pub struct Loaded {
     /// Holds the programs.
     pub(super) ebpf: Ebpf,
     pub(super) pin_dir: PathBuf,
+    limits: Limits,
+    settings: Settings,
+    /// Another layout's maps, which the programs look at too.
+    former: Option<Former>,
 }
 
 impl Loaded {
     /// The words of `STATE`, for whoever writes the heartbeat.
     pub fn state_words(&self) -> Result<Mapped<u64>, OpenError> {
         Maps::open_state(&maps_dir(&self.pin_dir))
+    }
+
+    /// The former layout's maps, if one is being taken over from. To be settled when these programs
+    /// are on all devices.
+    pub fn take_former(&mut self) -> Option<Unsettled> {
+        let former = self.former.take()?;
+        Some(Unsettled {
+            pin_dir: self.pin_dir.clone(),
+            limits: self.limits,
+            settings: self.settings,
+            former,
+        })
+    }
+}
+
+/// A take-over whose flows are still in two layouts' maps.
+pub struct Unsettled {
+    pin_dir: PathBuf,
+    limits: Limits,
+    settings: Settings,
+    former: Former,
+}
+
+impl Unsettled {
+    /// Moves all flows and loads the programs that look at this layout's maps only. When those are on
+    /// all devices, the former layout may be forgotten. Blocks for as long as the flows take: about
+    /// three seconds a million.
+    pub fn settle(mut self) -> Result<(Loaded, Former), LoadError> {
+        let dir = maps_dir(&self.pin_dir);
+        let flows = self.former.empty(&dir)?;
+        tracing::info!(flows, "flows of the former layout moved");
+        let ebpf = programs(&dir, None, &self.limits, &self.settings)?;
+        let Self { pin_dir, limits, settings, former } = self;
+        Ok((Loaded { ebpf, pin_dir, limits, settings, former: None }, former))
     }
 }
 
@@ -90,11 +131,12 @@ pub fn settings(agent: &AgentSettings, node: &Node) -> Settings {
         reserved: [0; 2],
         vni: agent.vni,
         yield_after: u32::try_from(agent.hold_downs.mute.as_millis()).unwrap_or(u32::MAX),
-        reserved2: 0,
+        takes_over: 0,
     }
 }
 
-/// Loads programs over the pinned maps, which are made where they are missing.
+/// Loads programs over the pinned maps, which are made where they are missing, or taken over from
+/// another layout's.
 pub fn load(
     pin_dir: &Path,
     limits: &Limits,
@@ -104,13 +146,25 @@ pub fn load(
         return Err(LoadError::NotBuilt);
     }
     require_bpffs(pin_dir)?;
-    let dir = maps_dir(pin_dir);
-    for path in [&dir, &links_dir(pin_dir)] {
-        fs::create_dir_all(path)
-            .map_err(|source| LoadError::Folder { path: path.clone(), source })?;
-    }
-    check_pinned(&dir, limits)?;
+    let links = links_dir(pin_dir);
+    fs::create_dir_all(&links).map_err(|source| LoadError::Folder { path: links, source })?;
     raise_memlock();
+    let takeover = Takeover::begin(pin_dir, limits)?;
+    let ebpf = programs(takeover.dir(), takeover.former(), limits, settings)?;
+    let former = takeover.commit()?;
+    let maps = Maps::open_with(&maps_dir(pin_dir), Access::ReadWrite)?;
+    let (limits, settings) = (*limits, *settings);
+    Ok((Loaded { ebpf, pin_dir: pin_dir.to_owned(), limits, settings, former }, maps))
+}
+
+/// Programs, verified, over the maps of a folder, and over the arrivals of a former layout.
+fn programs(
+    dir: &Path,
+    former: Option<&Former>,
+    limits: &Limits,
+    settings: &Settings,
+) -> Result<Ebpf, LoadError> {
+    check_pinned(dir, limits)?;
     let mut loader = EbpfLoader::new();
     for spec in &SPECS {
         loader.map_pin_path(spec.name, dir.join(spec.name));
@@ -118,15 +172,34 @@ pub fn load(
             loader.map_max_entries(spec.name, entries);
         }
     }
-    loader.override_global(SETTINGS, settings, true);
+    let mut settings = *settings;
+    for (which, path) in former.iter().flat_map(|former| former.arrivals()) {
+        loader.map_pin_path(old_name(which), path);
+        settings.takes_over = 1;
+    }
+    loader.override_global(SETTINGS, &settings, true);
     let mut ebpf =
         loader.load(object::OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
     // What the object made is checked as well: it may not be what this table says.
-    check_pinned(&dir, limits)?;
+    check_pinned(dir, limits)?;
     xdp(&mut ebpf)?.load().map_err(|error| refused(program::INGRESS, &error))?;
     classifier(&mut ebpf)?.load().map_err(|error| refused(program::EGRESS, &error))?;
-    let maps = Maps::open_with(&dir, Access::ReadWrite)?;
-    Ok((Loaded { ebpf, pin_dir: pin_dir.to_owned() }, maps))
+    for (program, info) in [
+        (program::INGRESS, xdp(&mut ebpf)?.info()),
+        (program::EGRESS, classifier(&mut ebpf)?.info()),
+    ] {
+        let instructions = info.ok().and_then(|info| info.verified_instruction_count());
+        tracing::debug!(program, instructions, takes_over = settings.takes_over, "verified");
+    }
+    Ok(ebpf)
+}
+
+fn old_name(which: ArrivalMap) -> &'static str {
+    match which {
+        ArrivalMap::Opening => map::OLD_OPENING,
+        ArrivalMap::Established => map::OLD_ESTABLISHED,
+        ArrivalMap::Datagrams => map::OLD_DATAGRAMS,
+    }
 }
 
 /// With the end of the verifier's log, which says why; all of it is thousands of lines.

@@ -20,7 +20,7 @@ use lb_common::{
     globals::state,
     hop::{Hop, Member, Uplinks},
     net::Addr,
-    reason::{Counter, REASONS},
+    reason::Counter,
     service::{OwnerBlock, Record},
 };
 
@@ -32,7 +32,12 @@ const MMAPABLE: u32 = 1 << 10;
 
 /// Where the maps of this layout are pinned.
 pub fn maps_dir(pin_dir: &Path) -> PathBuf {
-    pin_dir.join(format!("v{LAYOUT_VERSION}")).join("maps")
+    layout_dir(pin_dir, LAYOUT_VERSION).join("maps")
+}
+
+/// The folder of a layout that is in force.
+pub fn layout_dir(pin_dir: &Path, layout: u32) -> PathBuf {
+    pin_dir.join(format!("v{layout}"))
 }
 
 /// Where links are pinned: outside the layout's folder, so that an agent of another layout finds
@@ -147,7 +152,11 @@ pub const SPECS: [Spec; map::ALL.len()] = [
         Kind::PerCpuArray,
         Entries::Of(|limits| limits.backends),
     ),
-    spec::<u32, Counter>(map::REASON_COUNTERS, Kind::PerCpuArray, Entries::Fixed(REASONS)),
+    spec::<u32, Counter>(
+        map::REASON_COUNTERS,
+        Kind::PerCpuArray,
+        Entries::Fixed(capacity::REASONS),
+    ),
     Spec {
         name: map::REFUSALS,
         kind: Kind::PerCpuArray,
@@ -188,6 +197,14 @@ impl Spec {
             Some(entries) => self.same("number of entries", &info.max_entries(), &entries),
             None => Ok(()),
         }
+    }
+
+    /// Whether the contents of another layout's map can be carried into one of this form.
+    pub fn check_carried(&self, info: &MapInfo) -> Result<(), Mismatch> {
+        let kind = |found: MapType| format!("{found:?}");
+        let found = info.map_type().map_or_else(|_| "unknown".to_owned(), kind);
+        self.same("type", &found, &kind(self.kind.map_type()))?;
+        self.same("key size", &info.key_size(), &self.key_size)
     }
 
     fn same<T>(&self, property: &'static str, found: &T, expected: &T) -> Result<(), Mismatch>

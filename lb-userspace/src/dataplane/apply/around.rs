@@ -47,7 +47,10 @@ impl<S: Store> Work<'_, S> {
                 if self.held.members.get(&addr) == Some(&index) {
                     continue;
                 }
-                match self.store.write(Step::Member(addr, Member { node: index, reserved: 0 })) {
+                match self
+                    .store
+                    .write(Step::Member(addr, Member { node: index, ..Member::default() }))
+                {
                     Ok(()) => drop(self.held.members.insert(addr, index)),
                     Err(full @ WriteError::Full { .. }) => {
                         self.starve(format!("Node/{name}"), &full);
