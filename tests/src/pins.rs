@@ -1,11 +1,12 @@
 //! A BPF file system that nobody else sees, for maps that must not stay.
 
 use std::{
-    io,
+    os::fd::{AsFd as _, AsRawFd as _},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
+use aya::maps::MapData;
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
@@ -45,12 +46,15 @@ impl Drop for Pins {
 
 /// Bytes that the kernel accounts for a pinned map.
 pub fn map_bytes(pin: &Path) -> Result<u64> {
-    use std::os::fd::{AsFd, AsRawFd};
-    let map =
-        aya::maps::MapData::from_pin(pin).with_context(|| format!("open {}", pin.display()))?;
+    let map = MapData::from_pin(pin).with_context(|| format!("open {}", pin.display()))?;
+    accounted(&map).with_context(|| format!("size of {}", pin.display()))
+}
+
+/// Bytes that the kernel accounts for a map.
+pub fn accounted(map: &MapData) -> Result<u64> {
     let path = format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd());
     let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     let memlock = text.lines().find_map(|line| line.strip_prefix("memlock:"));
     let bytes = memlock.and_then(|bytes| bytes.trim().parse().ok());
-    bytes.ok_or_else(|| io::Error::other("no memlock")).with_context(|| format!("size by {path}"))
+    bytes.with_context(|| format!("{path} has no line memlock"))
 }

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::Program;
 use aya::{Ebpf, EbpfLoader, Pod};
+use bytemuck::NoUninit;
 use lb_common::abi::{BLOCK_SLOTS, map};
 use lb_common::arrival::{Arrival, ArrivalKey};
 use lb_common::backend::{Backend, BackendId};
@@ -22,11 +23,14 @@ use lb_common::hop::{Hop, Member, Uplink, Uplinks};
 use lb_common::net::{Addr, Port};
 use lb_common::reason::Counter;
 use lb_common::service::{Record, ServiceWord, blocks};
+use object::{Object as _, ObjectSymbol as _};
 
 use crate::packet::Mac;
 
+mod raw;
 mod run;
 
+pub use raw::Writer;
 pub use run::{Action, NO_HEADROOM, Outcome, assert_same, dump};
 
 /// The interface by which test runs come in: loopback.
@@ -118,6 +122,8 @@ pub struct Rig {
     pub ifindex: u32,
     /// Bytes of metadata that XDP runs to come have in front of the frame; they use up headroom.
     pub metadata: usize,
+    /// The object is an earlier revision's.
+    is_earlier: bool,
 }
 
 /// The object under test: the one in the weir binary, or the file `WEIR_BPF_OBJECT`.
@@ -164,14 +170,30 @@ pub fn hop_to_peer(ifindex: u32, v6: bool) -> Hop {
     }
 }
 
+/// Size of the object's settings.
+fn settings_size(object: &[u8]) -> Result<usize> {
+    let file = object::File::parse(object).context("read the object file")?;
+    let symbol = file.symbol_by_name(SETTINGS).context("the object has no settings")?;
+    Ok(symbol.size() as usize)
+}
+
 impl Rig {
     /// The data plane with nothing in it but this node, its uplink and one other node.
     pub fn new() -> Result<Self> {
         Self::load(&product()?, &SMALL)
     }
 
-    /// Another object, or other map sizes.
+    /// Another object of this revision, or other map sizes.
     pub fn load(object: &[u8], sizes: &[(&str, u32)]) -> Result<Self> {
+        Self::load_any(object, sizes, false)
+    }
+
+    /// The object of an earlier revision: its settings and values may have other sizes ([`raw`]).
+    pub fn load_earlier(object: &[u8], sizes: &[(&str, u32)]) -> Result<Self> {
+        Self::load_any(object, sizes, true)
+    }
+
+    fn load_any(object: &[u8], sizes: &[(&str, u32)], is_earlier: bool) -> Result<Self> {
         let settings = Settings {
             flow_key: FLOW_KEY,
             seed_tag: SEED_TAG,
@@ -183,8 +205,12 @@ impl Rig {
             yield_after: YIELD_AFTER,
             takes_over: 0,
         };
+        let mut settings = bytemuck::bytes_of(&settings).to_vec();
+        if is_earlier {
+            settings.resize(settings_size(object)?, 0);
+        }
         let mut loader = EbpfLoader::new();
-        loader.override_global(SETTINGS, &settings, true);
+        loader.override_global(SETTINGS, settings.as_slice(), true);
         for (name, entries) in sizes {
             loader.map_max_entries(name, *entries);
         }
@@ -208,6 +234,7 @@ impl Rig {
             counters: BTreeMap::new(),
             ifindex: UPLINK,
             metadata: 0,
+            is_earlier,
         };
         rig.fill()?;
         Ok(rig)
@@ -352,16 +379,20 @@ impl Rig {
         M::try_from(map).with_context(|| format!("map {name}"))
     }
 
+    /// A map by name, to be written.
+    pub fn writer(&self, name: &str) -> Result<Writer<'_>> {
+        let map = self.ebpf.map(name).with_context(|| format!("no map {name} in the object"))?;
+        Writer::new(map, self.is_earlier).with_context(|| format!("map {name}"))
+    }
+
     /// Writes one element of an array.
-    pub fn set<V: Pod>(&mut self, name: &str, index: u32, value: V) -> Result<()> {
-        let mut map: Array<&mut MapData, V> = self.map(name)?;
-        map.set(index, value, 0).with_context(|| format!("write {name}[{index}]"))
+    pub fn set<V: NoUninit>(&mut self, name: &str, index: u32, value: V) -> Result<()> {
+        self.writer(name)?.put(&index, &value).with_context(|| format!("write {name}[{index}]"))
     }
 
     /// Writes one element of a hash map.
-    pub fn insert<K: Pod, V: Pod>(&mut self, name: &str, key: K, value: V) -> Result<()> {
-        let mut map: HashMap<&mut MapData, K, V> = self.map(name)?;
-        map.insert(key, value, 0).with_context(|| format!("insert into {name}"))
+    pub fn insert<K: NoUninit, V: NoUninit>(&mut self, name: &str, key: K, value: V) -> Result<()> {
+        self.writer(name)?.put(&key, &value).with_context(|| format!("insert into {name}"))
     }
 
     fn list<K: Pod, V: Pod>(&mut self, name: &str) -> Result<Vec<(K, V)>> {

@@ -7,6 +7,7 @@ mod cargo_output;
 mod check;
 mod doctor;
 mod process;
+mod revision;
 mod setup;
 mod suite;
 mod toolchain;
@@ -40,7 +41,7 @@ enum Task {
         #[arg(long, value_name = "LAYER")]
         only: Vec<suite::Layer>,
     },
-    /// Measure: `packet`, `tables`, `health`, `failover`, `gossip` or `membership`
+    /// Measure: `packet` (also `--against REV`), `tables`, `health`, `failover`, `gossip` or `membership`
     Bench(Run),
     /// Build the weir binary with the BPF object in it
     Build {
@@ -101,7 +102,10 @@ fn main() -> Result<()> {
     match args.command {
         Task::Demo(run) => run_program(&workspace, "demo", &run),
         Task::Test { setup, only } => suite::run(&workspace, !setup.no_install, &only),
-        Task::Bench(run) => run_program(&workspace, "bench", &run),
+        Task::Bench(mut run) => {
+            run.args = revision::resolve(&workspace, &run.args, !run.setup.no_install)?;
+            run_program(&workspace, "bench", &run)
+        }
         Task::Build { setup, debug, next } => {
             let profile = if debug { "debug" } else { "release" };
             build_bpf(&workspace, &setup, None)?;

@@ -65,11 +65,16 @@ impl Workspace {
 
 /// Tools that are slow to build live here, outside of any tree.
 pub fn tool_cache() -> Result<PathBuf> {
+    Ok(cache()?.join("tools"))
+}
+
+/// What outlives the target directory.
+pub fn cache() -> Result<PathBuf> {
     let base = match env::var_os("XDG_CACHE_HOME") {
         Some(dir) if !dir.is_empty() => PathBuf::from(dir),
         _ => env::home_dir().context("neither XDG_CACHE_HOME nor HOME is set")?.join(".cache"),
     };
-    Ok(base.join("weir/tools"))
+    Ok(base.join("weir"))
 }
 
 fn cargo(root: &Path) -> Command {

@@ -5,12 +5,16 @@
 //! the control, the classic design with a flow table in the forwarder, is in the bench's object and
 //! has maps of its own of the same sizes and contents. All cells run in one process on one CPU, in
 //! interleaved rounds, so that a busy machine hurts all alike. Figures contain the wrapper; the rows
-//! `floor` say what that is.
+//! `floor` say what that is. With `--against`, the object of an earlier revision is measured in the
+//! same rounds ([`against`]).
 //!
 //! Keys of `--json` (schema `weir.bench.packet/v1`; keys are only ever added): `cpu`, `kernel`,
 //! `services`, `rounds`, `repeat`, `rows` (`name`, `flows`, `min_ns`, `median_ns`), `programs` (`name`,
-//! `verified_instructions`, `translated_bytes`), `goals` (`name`, `at_most`, `measured`, `met`).
+//! `verified_instructions`, `translated_bytes`), `goals` (`name`, `at_most`, `measured`, `met`), `memory`
+//! (`map`, `entries`, `bytes`, `bytes_per_flow`), and `against`, null or `revision`, `rows` (as above,
+//! and `min_ratio`, `median_ratio`: now / then), `programs`, `remarks`.
 
+mod against;
 mod cells;
 #[path = "../../../lb-ebpf/bench/template.rs"]
 mod template;
@@ -20,15 +24,16 @@ use std::{env, fs};
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{MapData, ProgramArray};
-use lb_common::abi::program;
+use aya::programs::ProgramFd;
+use lb_common::abi::{map, program};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use serde::Serialize;
 
 use super::Goal;
 use crate::rig::{self, Rig};
-use cells::{Cell, Hook, SERVICES};
-use template::Template;
+use against::{Against, Earlier};
+use cells::{Cell, Hook, Loaded, SERVICES};
 
 const SCHEMA: &str = "weir.bench.packet/v1";
 
@@ -41,8 +46,17 @@ const REPEAT: u32 = 100_000;
 /// Fewest and most runs that warm a cell in each round, uncounted: twice its flows between these.
 const WARM: (u32, u32) = (10_000, 150_000);
 
-// SAFETY: `Template` is `bytemuck::Pod`, which asks for all that `aya::Pod` does.
-unsafe impl aya::Pod for Template {}
+/// Kernel memory that one flow may cost, in bytes.
+const FLOW_BYTES: f64 = 128.0;
+
+/// How to measure.
+#[derive(Debug, Default, clap::Args)]
+pub struct Options {
+    /// The object of an earlier revision, to be measured beside today's; `cargo xtask bench packet
+    /// --against REV` builds it and hands it on.
+    #[arg(long, value_name = "OBJECT")]
+    pub against: Option<PathBuf>,
+}
 
 /// What the bench found.
 #[derive(Debug, Serialize)]
@@ -55,7 +69,18 @@ pub struct Report {
     pub repeat: u32,
     pub rows: Vec<Row>,
     pub programs: Vec<ProgramSize>,
+    pub memory: Vec<Memory>,
+    pub against: Option<Against>,
     pub goals: Vec<Goal>,
+}
+
+/// What the kernel accounts for a map of arrivals.
+#[derive(Debug, Serialize)]
+pub struct Memory {
+    pub map: &'static str,
+    pub entries: u32,
+    pub bytes: u64,
+    pub bytes_per_flow: f64,
 }
 
 /// One cell: a kind of packet at a number of flows.
@@ -76,23 +101,27 @@ pub struct ProgramSize {
 }
 
 /// Measures, prints, and returns what was found.
-pub fn run(json: bool) -> Result<Report> {
+pub fn run(options: &Options, json: bool) -> Result<Report> {
     let bench = bench_object()?;
     let product = rig::product()?;
     pin_to_one_cpu()?;
     let mut rigs = Rigs {
         product: Rig::load(&product, cells::SIZES)?,
         bench: Rig::load(&bench, cells::SIZES)?,
+        earlier: options.against.as_deref().map(Earlier::load).transpose()?,
     };
     let cells = cells::all(&mut rigs)?;
-    let rows = measure(&mut rigs, &cells)?;
-    let goals = goals(&rows)?;
-    let mut programs = Vec::new();
-    for (name, verified_instructions, translated_bytes) in
-        rigs.product.program_sizes()?.into_iter().chain(rigs.bench.program_sizes()?)
-    {
-        programs.push(ProgramSize { name, verified_instructions, translated_bytes });
-    }
+    let comparable = against::comparable(&mut rigs, &cells)?;
+    let (rows, earlier_rows) = measure(&mut rigs, &cells, &comparable)?;
+    let memory = memory(&rigs.product)?;
+    let earlier = rigs.earlier.take();
+    let against = earlier.map(|earlier| earlier.compared(&rows, earlier_rows)).transpose()?;
+    let mut programs = sizes(&rigs.product)?;
+    programs.extend(sizes(&rigs.bench)?);
+    let mut goals = goals(&rows)?;
+    let per_flow = memory.iter().map(|map| map.bytes_per_flow).fold(0.0, f64::max);
+    goals.push(Goal::at_most("kernel memory per flow, bytes", FLOW_BYTES, per_flow));
+    goals.extend(against.iter().flat_map(against::goals));
     let report = Report {
         schema: SCHEMA,
         cpu: cpu_model(),
@@ -102,16 +131,40 @@ pub fn run(json: bool) -> Result<Report> {
         repeat: REPEAT,
         rows,
         programs,
+        memory,
+        against,
         goals,
     };
     super::show(&report, json, print)?;
     Ok(report)
 }
 
-/// The product's object, and the bench's with wrappers, floors and control.
+/// The product's object, the bench's with wrappers, floors and control, and an earlier product's.
 pub(super) struct Rigs {
     pub product: Rig,
     pub bench: Rig,
+    pub earlier: Option<Earlier>,
+}
+
+/// What the kernel says of a rig's programs.
+fn sizes(rig: &Rig) -> Result<Vec<ProgramSize>> {
+    let sizes = rig.program_sizes()?.into_iter();
+    Ok(sizes
+        .map(|(name, verified_instructions, translated_bytes)| ProgramSize {
+            name,
+            verified_instructions,
+            translated_bytes,
+        })
+        .collect())
+}
+
+/// Bytes that a flow costs: all that is accounted for its map, whose room is taken when it is made.
+fn memory(product: &Rig) -> Result<Vec<Memory>> {
+    let of = |map| {
+        let (entries, bytes) = product.memory(map)?;
+        Ok(Memory { map, entries, bytes, bytes_per_flow: bytes as f64 / entries as f64 })
+    };
+    [map::OPENING, map::ESTABLISHED, map::DATAGRAMS].into_iter().map(of).collect()
 }
 
 /// `WEIR_BENCH_OBJECT`, or what `cargo xtask build-bpf` left in the target directory.
@@ -136,41 +189,76 @@ fn pin_to_one_cpu() -> Result<()> {
     sched_setaffinity(Pid::from_raw(0), &set).context("stay on one CPU")
 }
 
-fn measure(rigs: &mut Rigs, cells: &[Cell]) -> Result<Vec<Row>> {
-    let mut samples = vec![Vec::with_capacity(ROUNDS); cells.len() * FLOWS.len()];
-    for round in 0..=ROUNDS {
-        for (index, cell) in cells.iter().enumerate() {
-            for (column, flows) in FLOWS.into_iter().enumerate() {
-                // The first round meets every flow and is not counted.
-                if round == 0 {
-                    timed(rigs, cell, flows, flows.saturating_mul(6).max(WARM.0))?;
-                    continue;
-                }
-                timed(rigs, cell, flows, flows.saturating_mul(2).clamp(WARM.0, WARM.1))?;
-                samples[index * FLOWS.len() + column].push(timed(rigs, cell, flows, REPEAT)?);
+/// One program that meets a cell at a number of flows, and the mean ns of each round.
+struct Run<'c> {
+    cell: &'c Cell,
+    flows: u32,
+    program: ProgramFd,
+    is_earlier: bool,
+    samples: Vec<u64>,
+}
+
+/// Rows of today, and those of the earlier object in comparable cells.
+fn measure(rigs: &mut Rigs, cells: &[Cell], comparable: &[bool]) -> Result<(Vec<Row>, Vec<Row>)> {
+    let mut runs = Vec::new();
+    for (cell, comparable) in cells.iter().zip(comparable) {
+        for flows in FLOWS {
+            let mut run = |rig: &Rig, name, is_earlier| -> Result<()> {
+                let (program, samples) = (rig.program(name)?, Vec::with_capacity(ROUNDS));
+                runs.push(Run { cell, flows, program, is_earlier, samples });
+                Ok(())
+            };
+            match cell.program {
+                Loaded::Product(name) => run(&rigs.product, name, false)?,
+                Loaded::Bench(name) => run(&rigs.bench, name, false)?,
+            }
+            if let (Loaded::Product(name), Some(earlier), true) =
+                (cell.program, &rigs.earlier, comparable)
+            {
+                run(&earlier.rig, name, true)?;
             }
         }
     }
-    let rows = cells.iter().flat_map(|cell| FLOWS.map(|flows| (cell.name, flows))).zip(samples);
-    Ok(rows
-        .map(|((name, flows), mut samples)| {
-            samples.sort_unstable();
-            Row { name, flows, min_ns: samples[0], median_ns: samples[samples.len() / 2] }
-        })
-        .collect())
+    for round in 0..=ROUNDS {
+        for run in &mut runs {
+            // The first round meets every flow and is not counted.
+            if round == 0 {
+                timed(&mut rigs.bench, run, run.flows.saturating_mul(6).max(WARM.0))?;
+                continue;
+            }
+            let warm = run.flows.saturating_mul(2).clamp(WARM.0, WARM.1);
+            timed(&mut rigs.bench, run, warm)?;
+            run.samples.push(timed(&mut rigs.bench, run, REPEAT)?);
+        }
+    }
+    let (earlier, now): (Vec<_>, Vec<_>) = runs.into_iter().partition(|run| run.is_earlier);
+    let rows = |runs: Vec<Run>| runs.into_iter().map(Run::row).collect();
+    Ok((rows(now), rows(earlier)))
+}
+
+impl Run<'_> {
+    fn row(mut self) -> Row {
+        self.samples.sort_unstable();
+        Row {
+            name: self.cell.name,
+            flows: self.flows,
+            min_ns: self.samples[0],
+            median_ns: self.samples[self.samples.len() / 2],
+        }
+    }
 }
 
 /// Mean ns of `repeat` runs of one cell.
-fn timed(rigs: &mut Rigs, cell: &Cell, flows: u32, repeat: u32) -> Result<u64> {
-    let template = cell.template(flows);
-    rigs.bench.set("TEMPLATES", 0, template)?;
+fn timed(bench: &mut Rig, run: &Run, repeat: u32) -> Result<u64> {
+    let Run { cell, flows, program, .. } = run;
+    bench.set("TEMPLATES", 0, cell.template(*flows))?;
     let (wrapper, slot) = match cell.hook {
         Hook::Xdp => ("bench_xdp", "XDP_UNDER_TEST"),
         Hook::Tc => ("bench_tc", "TC_UNDER_TEST"),
     };
-    let mut under_test: ProgramArray<&mut MapData> = rigs.bench.map(slot)?;
-    under_test.set(0, &cell.program, 0).with_context(|| format!("{}: tail call", cell.name))?;
-    let (verdict, ns) = rigs.bench.time(wrapper, &cell.frame, repeat)?;
+    let mut under_test: ProgramArray<&mut MapData> = bench.map(slot)?;
+    under_test.set(0, program, 0).with_context(|| format!("{}: tail call", cell.name))?;
+    let (verdict, ns) = bench.time(wrapper, &cell.frame, repeat)?;
     ensure!(
         verdict == cell.verdict,
         "{} at {flows} flows: verdict {verdict}, not {}",
@@ -237,6 +325,13 @@ fn print(report: &Report) {
             "{:<20}{:>16}{:>16}",
             program.name, program.verified_instructions, program.translated_bytes
         );
+    }
+    println!("\n{:<20}{:>16}{:>16}{:>16}", "map", "entries", "bytes", "bytes a flow");
+    for Memory { map, entries, bytes, bytes_per_flow } in &report.memory {
+        println!("{map:<20}{entries:>16}{bytes:>16}{bytes_per_flow:>16.1}");
+    }
+    if let Some(against) = &report.against {
+        against::print(against, &report.programs);
     }
     println!();
     for goal in &report.goals {

@@ -20,8 +20,8 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Bench {
-    /// The data plane: ns a packet, beside the classic design.
-    Packet,
+    /// The data plane: ns a packet, beside the classic design and an earlier revision.
+    Packet(bench::packet::Options),
     /// Slot tables: quality beside Maglev, speed, and the way from a plan to the kernel's maps.
     Tables,
     /// Of `tables`: only the way to the maps.
@@ -43,7 +43,7 @@ fn main() -> Result<ExitCode> {
     let args = Args::parse();
     let met = |goals: &[Goal]| goals.iter().all(|goal| goal.met);
     let all_met = match args.bench {
-        Bench::Packet => met(&bench::packet::run(args.json)?.goals),
+        Bench::Packet(options) => met(&bench::packet::run(&options, args.json)?.goals),
         Bench::Tables => met(&bench::tables::run(args.json)?.goals),
         Bench::Maps => met(&bench::tables::run_maps(args.json)?.goals),
         Bench::Health => met(&bench::health::run(args.json)?.goals),

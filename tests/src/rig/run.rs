@@ -10,7 +10,7 @@ use lb_common::abi::{map, program};
 use lb_common::reason::{Counter, Reason};
 
 use super::Rig;
-use crate::packet;
+use crate::{packet, pins};
 
 /// What XDP or tc says.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -174,6 +174,13 @@ impl Rig {
             _ => bail!("{name} is neither XDP nor tc"),
         };
         Ok((result.return_value, result.duration.as_nanos() as u64))
+    }
+
+    /// Entries that a map has room for, and the bytes that the kernel accounts for it.
+    pub fn memory(&self, name: &str) -> Result<(u32, u64)> {
+        let map = self.ebpf.map(name).with_context(|| format!("no map {name} in the object"))?;
+        let map = super::raw::data(map)?;
+        Ok((map.info()?.max_entries(), pins::accounted(map)?))
     }
 
     /// Loaded programs: name, verified instructions, bytes of translated code.

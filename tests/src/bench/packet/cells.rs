@@ -2,14 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use anyhow::Result;
-use aya::maps::{HashMap, MapData};
-use aya::programs::ProgramFd;
+use anyhow::{Context, Result};
 use lb_common::abi::{BLOCK_SLOTS, capacity, map};
 use lb_common::arrival::{Arrival, ArrivalKey};
 use lb_common::frontend::filter_position;
 use lb_common::net::{Addr, Port};
 
+use super::against::TOO_OLD;
 use super::template::{FIRST_ADDRESS, TEMPLATE, Template, client};
 use super::{EGRESS, FLOWS, INGRESS, Rigs};
 use crate::packet::{Frame, Outer, Tunnel};
@@ -63,11 +62,18 @@ pub enum Hook {
     Tc,
 }
 
+/// A program, by its name in the object that has it.
+#[derive(Clone, Copy, Debug)]
+pub enum Loaded {
+    Product(&'static str),
+    Bench(&'static str),
+}
+
 /// One row: a packet, the program that meets it, and the verdict that every run must give.
 pub struct Cell {
     pub name: &'static str,
     pub hook: Hook,
-    pub program: ProgramFd,
+    pub program: Loaded,
     pub verdict: u32,
     pub frame: Vec<u8>,
     /// Bytes that a run may change, all in front.
@@ -192,31 +198,34 @@ fn load(rig: &mut Rig) -> Result<()> {
 fn know(rig: &mut Rig, v6: bool) -> Result<()> {
     let id = rig.backend(target(v6, 0, 0, 0), TCP)?;
     let service = rig.service_index(vip(v6, 0), LOCAL_PORT, TCP)?;
-    let mut established: HashMap<&mut MapData, ArrivalKey, Arrival> = rig.map(map::ESTABLISHED)?;
+    let established = rig.writer(map::ESTABLISHED)?;
     for flow in 0..FLOWS[2] {
         let (last, port) = client(flow);
         let key = ArrivalKey::new(client_addr(v6, last).into(), Port::new(port), id);
-        established.insert(key, Arrival { service, ..Default::default() }, 0)?;
+        established.put(&key, &Arrival { service, ..Default::default() })?;
     }
     Ok(())
 }
 
+/// Fills the maps of a product.
+fn fill(product: &mut Rig) -> Result<()> {
+    load(product)?;
+    know(product, false)?;
+    know(product, true)
+}
+
 /// Fills the maps and lists the rows.
 pub fn all(rigs: &mut Rigs) -> Result<Vec<Cell>> {
-    load(&mut rigs.product)?;
+    fill(&mut rigs.product)?;
     load(&mut rigs.bench)?;
-    for v6 in [false, true] {
-        know(&mut rigs.product, v6)?;
+    if let Some(earlier) = &mut rigs.earlier {
+        fill(&mut earlier.rig).context(TOO_OLD)?;
     }
-    let ingress = || rigs.product.program(INGRESS);
-    let mut cells = vec![xdp(
-        "floor",
-        rigs.bench.program("floor_xdp")?,
-        XDP_PASS,
-        to(false, stranger(false), TCP, PORT),
-    )];
+    let ingress = Loaded::Product(INGRESS);
+    let floor = to(false, stranger(false), TCP, PORT);
+    let mut cells = vec![xdp("floor", Loaded::Bench("floor_xdp"), XDP_PASS, floor)];
     for (name, v6) in [("not_ours_v4", false), ("not_ours_v6", true)] {
-        cells.push(xdp(name, ingress()?, XDP_PASS, to(v6, stranger(v6), TCP, PORT)));
+        cells.push(xdp(name, ingress, XDP_PASS, to(v6, stranger(v6), TCP, PORT)));
     }
     for (name, control, v6, proto) in [
         ("forward_v4_tcp", "control_v4_tcp", false, TCP),
@@ -225,15 +234,15 @@ pub fn all(rigs: &mut Rigs) -> Result<Vec<Cell>> {
         ("forward_v6_udp", "control_v6_udp", true, UDP),
     ] {
         let frame = to(v6, vip(v6, 0), proto, PORT);
-        cells.push(xdp(name, ingress()?, XDP_TX, frame.clone()));
-        cells.push(xdp(control, rigs.bench.program("control")?, XDP_TX, frame));
+        cells.push(xdp(name, ingress, XDP_TX, frame.clone()));
+        cells.push(xdp(control, Loaded::Bench("control"), XDP_TX, frame));
     }
     for (name, v6) in [("receive_v4_tcp", false), ("receive_v6_tcp", true)] {
-        cells.push(received(name, ingress()?, v6));
+        cells.push(received(name, ingress, v6));
     }
-    cells.push(leaving("floor_egress", rigs.bench.program("floor_tc")?, false));
+    cells.push(leaving("floor_egress", Loaded::Bench("floor_tc"), false));
     for (name, v6) in [("egress_v4_tcp", false), ("egress_v6_tcp", true)] {
-        cells.push(leaving(name, rigs.product.program(EGRESS)?, v6));
+        cells.push(leaving(name, Loaded::Product(EGRESS), v6));
     }
     Ok(cells)
 }
@@ -254,7 +263,7 @@ fn to(v6: bool, destination: IpAddr, proto: u8, port: u16) -> (bool, Frame) {
     (v6, frame)
 }
 
-fn xdp(name: &'static str, program: ProgramFd, verdict: u32, (v6, frame): (bool, Frame)) -> Cell {
+fn xdp(name: &'static str, program: Loaded, verdict: u32, (v6, frame): (bool, Frame)) -> Cell {
     Cell {
         name,
         hook: Hook::Xdp,
@@ -270,7 +279,7 @@ fn xdp(name: &'static str, program: ProgramFd, verdict: u32, (v6, frame): (bool,
 }
 
 /// A known flow's packet out of the tunnel, which is over IPv4.
-fn received(name: &'static str, program: ProgramFd, v6: bool) -> Cell {
+fn received(name: &'static str, program: Loaded, v6: bool) -> Cell {
     /// Outer IPv4, UDP and our Geneve headers.
     const OUTER: usize = 84;
     let (_, inner) = to(v6, vip(v6, 0), TCP, LOCAL_PORT);
@@ -294,7 +303,7 @@ fn received(name: &'static str, program: ProgramFd, v6: bool) -> Cell {
 }
 
 /// The local backend's answer to a known flow.
-fn leaving(name: &'static str, program: ProgramFd, v6: bool) -> Cell {
+fn leaving(name: &'static str, program: Loaded, v6: bool) -> Cell {
     let frame = Frame::ip(target(v6, 0, 0, 0).addr, client_addr(v6, FIRST_ADDRESS))
         .macs(GATEWAY_MAC, NODE_MAC)
         .tcp(BACKEND_PORT, client(0).1, "A")
