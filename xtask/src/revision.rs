@@ -51,8 +51,9 @@ fn object(workspace: &Workspace, revision: &str, install: bool) -> Result<PathBu
     if !(is_fresh && object.is_file()) {
         eprintln!("building the BPF object of {revision} ({commit})");
         fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-        build(workspace, &commit, &object, install)
-            .with_context(|| format!("{revision} is too old to compare with"))?;
+        build(workspace, &commit, &object, install).with_context(|| {
+            format!("{revision} builds no BPF object here, so nothing can be compared with it")
+        })?;
         fs::write(&stamp, &toolchain.version)
             .with_context(|| format!("write {}", stamp.display()))?;
     }
@@ -68,19 +69,22 @@ fn commit(workspace: &Workspace, revision: &str) -> Result<String> {
 }
 
 fn build(workspace: &Workspace, commit: &str, object: &Path, install: bool) -> Result<()> {
-    let tree = object.with_extension("tree");
+    // One place for all: paths are among the compiler's flags, and other flags build `core` anew.
+    let tree = object.with_file_name("tree");
     // What an interrupted run may have left.
     let _ = fs::remove_dir_all(&tree);
     let built = lay_out(workspace, commit, &tree).and_then(|()| {
+        let out = tree.join("weir.o");
         let mut cargo = workspace.cargo();
         cargo.current_dir(&tree);
-        // Ours, so that what both depend on is built once; packages of two trees do not meet there.
-        cargo.env("CARGO_TARGET_DIR", &workspace.target);
+        cargo.env("CARGO_TARGET_DIR", workspace.target.join("revisions"));
+        cargo.env("CARGO_PROFILE_DEV_DEBUG", "0");
         cargo.args(["run", "--quiet", "--locked", "--package=xtask", "--", "build-bpf"]);
         if !install {
             cargo.arg("--no-install");
         }
-        cargo.arg("--out").arg(object).run_quietly()
+        cargo.arg("--out").arg(&out).run_quietly()?;
+        fs::rename(&out, object).with_context(|| format!("write {}", object.display()))
     });
     fs::remove_dir_all(&tree).with_context(|| format!("remove {}", tree.display()))?;
     built

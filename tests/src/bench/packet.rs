@@ -19,6 +19,7 @@ mod cells;
 #[path = "../../../lb-ebpf/bench/template.rs"]
 mod template;
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::{env, fs};
 
@@ -40,8 +41,8 @@ const SCHEMA: &str = "weir.bench.packet/v1";
 /// Numbers of flows that each row is measured at.
 const FLOWS: [u32; 3] = [1, 65_536, 524_288];
 
-/// Rounds, and runs of each cell in a round.
-const ROUNDS: usize = 21;
+/// Rounds unless the options say otherwise, and runs of each cell in a round.
+const ROUNDS: NonZeroUsize = NonZeroUsize::new(21).expect("not zero");
 const REPEAT: u32 = 100_000;
 /// Fewest and most runs that warm a cell in each round, uncounted: twice its flows between these.
 const WARM: (u32, u32) = (10_000, 150_000);
@@ -50,12 +51,15 @@ const WARM: (u32, u32) = (10_000, 150_000);
 const FLOW_BYTES: f64 = 128.0;
 
 /// How to measure.
-#[derive(Debug, Default, clap::Args)]
+#[derive(Debug, clap::Args)]
 pub struct Options {
     /// The object of an earlier revision, to be measured beside today's; `cargo xtask bench packet
     /// --against REV` builds it and hands it on.
     #[arg(long, value_name = "OBJECT")]
     pub against: Option<PathBuf>,
+    /// Fewer are quicker and less sure.
+    #[arg(long, value_name = "NUMBER", default_value_t = ROUNDS)]
+    pub rounds: NonZeroUsize,
 }
 
 /// What the bench found.
@@ -112,7 +116,7 @@ pub fn run(options: &Options, json: bool) -> Result<Report> {
     };
     let cells = cells::all(&mut rigs)?;
     let comparable = against::comparable(&mut rigs, &cells)?;
-    let (rows, earlier_rows) = measure(&mut rigs, &cells, &comparable)?;
+    let (rows, earlier_rows) = measure(&mut rigs, &cells, &comparable, options.rounds.get())?;
     let memory = memory(&rigs.product)?;
     let earlier = rigs.earlier.take();
     let against = earlier.map(|earlier| earlier.compared(&rows, earlier_rows)).transpose()?;
@@ -127,7 +131,7 @@ pub fn run(options: &Options, json: bool) -> Result<Report> {
         cpu: cpu_model(),
         kernel: nix::sys::utsname::uname()?.release().to_string_lossy().into_owned(),
         services: SERVICES,
-        rounds: ROUNDS,
+        rounds: options.rounds.get(),
         repeat: REPEAT,
         rows,
         programs,
@@ -199,12 +203,17 @@ struct Run<'c> {
 }
 
 /// Rows of today, and those of the earlier object in comparable cells.
-fn measure(rigs: &mut Rigs, cells: &[Cell], comparable: &[bool]) -> Result<(Vec<Row>, Vec<Row>)> {
+fn measure(
+    rigs: &mut Rigs,
+    cells: &[Cell],
+    comparable: &[bool],
+    rounds: usize,
+) -> Result<(Vec<Row>, Vec<Row>)> {
     let mut runs = Vec::new();
     for (cell, comparable) in cells.iter().zip(comparable) {
         for flows in FLOWS {
             let mut run = |rig: &Rig, name, is_earlier| -> Result<()> {
-                let (program, samples) = (rig.program(name)?, Vec::with_capacity(ROUNDS));
+                let (program, samples) = (rig.program(name)?, Vec::with_capacity(rounds));
                 runs.push(Run { cell, flows, program, is_earlier, samples });
                 Ok(())
             };
@@ -219,7 +228,7 @@ fn measure(rigs: &mut Rigs, cells: &[Cell], comparable: &[bool]) -> Result<(Vec<
             }
         }
     }
-    for round in 0..=ROUNDS {
+    for round in 0..=rounds {
         for run in &mut runs {
             // The first round meets every flow and is not counted.
             if round == 0 {
