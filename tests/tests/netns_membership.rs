@@ -7,7 +7,7 @@ use std::{
 };
 
 use lb_tests::{
-    fleet::{Fleet, SOON, frontend, members, tcp_check},
+    fleet::{Fleet, SOON, family, frontend, members, tcp_check},
     lab::{Host, Lab, Node, eventually},
     traffic::{
         Failure,
@@ -239,6 +239,64 @@ fn a_drained_node_announces_nothing_until_it_is_undrained() {
         fleet.wait_ready();
     });
     assert_eq!(failures, []);
+}
+
+#[test]
+fn drained_backends_own_nothing_on_any_node_until_they_are_undrained() {
+    let site = Site::new();
+    let fleet = site.fleet(HOLD_DOWNS);
+    let [a, b, c] = [0, 1, 2].map(|at| site.node(at));
+    let web = SocketAddr::new(site.vips()[0], WEB);
+    let backend = |node: &Node| {
+        let address = family(node.pods()[0].addresses(), web.ip());
+        SocketAddr::new(address, WEB).to_string()
+    };
+    let owners = |expected: &[&Node]| {
+        let mut expected: Vec<_> = expected.iter().map(|node| backend(node)).collect();
+        expected.sort();
+        eventually("all nodes have these owners", SOON, || {
+            [a, b, c].iter().all(|node| {
+                let mut owners: Vec<_> = fleet.owners(node, web).into_keys().collect();
+                owners.sort();
+                owners == expected
+            })
+        });
+    };
+    let order = |node: &Node, words: &[&str]| {
+        let done = fleet.weir(node, words).unwrap();
+        assert!(done.status.success(), "{done:?}");
+        String::from_utf8(done.stdout).unwrap()
+    };
+    owners(&[a, b, c]);
+    let failures = site.under_load(|| {
+        order(c, &["drain", "backend", &backend(a)]);
+        owners(&[b, c]);
+        // An order outlives the agents.
+        [a, b, c].iter().for_each(|node| fleet.kill_agent(node).unwrap());
+        [a, b, c].iter().for_each(|node| drop(fleet.start_agent(node).unwrap()));
+        fleet.wait_ready();
+        owners(&[b, c]);
+        order(a, &["drain", "node", b.name(), "--deadline", "1s"]);
+        owners(&[c]);
+        eventually("what is drained is told of everywhere", SOON, || {
+            [a, b, c].iter().all(|node| {
+                let drains = fleet.ask(node, &["status"]).unwrap()["drains"].clone();
+                drains.as_array().is_some_and(|drains| drains.len() == 2)
+            })
+        });
+        order(b, &["undrain", "node", b.name()]);
+        owners(&[b, c]);
+    });
+    assert_eq!(failures, []);
+    order(a, &["drain", "node", b.name()]);
+    let said = order(a, &["drain", "node", c.name()]);
+    assert!(said.contains("WARNING: no backend takes new flows any more"), "{said}");
+    owners(&[]);
+    for words in [["undrain", "node", b.name()], ["undrain", "node", c.name()]] {
+        order(a, &words);
+    }
+    order(a, &["undrain", "backend", &backend(a)]);
+    owners(&[a, b, c]);
 }
 
 #[test]

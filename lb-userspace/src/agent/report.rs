@@ -1,8 +1,8 @@
 //! The agent's account of itself.
 
 use std::{
-    collections::BTreeMap,
-    net::IpAddr,
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     process,
     time::{Instant, SystemTime, UNIX_EPOCH},
@@ -12,10 +12,10 @@ use super::state::{Inlets, State};
 use crate::{
     announce::Why,
     membership::{NodeStatus, Report},
-    model::{CheckKind, Health, MemberState, Members, Problem, Target},
+    model::{CheckKind, Drainable, Health, MemberState, Members, Problem, Target, drains::Order},
     report::status::{
         self, AgentStatus, CandidateStatus, DrainStatus, FrontendStatus, HealthWord, MemberStatus,
-        TargetCause, TargetStatus, VipStatus, Votes,
+        RemainingStatus, TargetCause, TargetStatus, UnsettledStatus, VipStatus, Votes,
     },
 };
 
@@ -54,7 +54,8 @@ impl State {
             isolated: inlets.members.borrow().isolated,
             members: self.members(inlets),
             vips: self.vips(),
-            drains: self.drains(),
+            drains: self.drains(inlets),
+            unsettled: UnsettledStatus::default(),
             gossip: counted(&inlets.membership.borrow()),
             targets: targets(inlets),
             frontends: self.frontends(),
@@ -117,15 +118,54 @@ impl State {
         whys.map(status).collect()
     }
 
-    fn drains(&self) -> Vec<DrainStatus> {
+    /// What is out of service, and what flows that leaves.
+    fn drains(&self, inlets: &Inlets) -> Vec<DrainStatus> {
+        let remaining = self.remaining(inlets);
+        let mut ordered = BTreeSet::new();
         let orders = self.keeper.drains().iter().filter(|(_, order)| order.drained);
-        let status = |(what, order): (&str, &crate::model::drains::Order)| DrainStatus {
-            what: what.to_owned(),
-            author: order.author.clone(),
-            at_ms: order.at_ms,
-            deadline_ms: order.deadline_ms,
+        let status = |(what, order): (&str, &Order)| {
+            let covered = |it: &&RemainingStatus| match what.parse() {
+                Ok(Drainable::Backend(address)) => it.backend == address,
+                Ok(Drainable::Node(node)) => it.node == node,
+                Ok(Drainable::Forwarding(_)) | Err(_) => false,
+            };
+            let remaining: Vec<_> = remaining.iter().filter(covered).cloned().collect();
+            ordered.extend(remaining.iter().map(|it| it.backend));
+            DrainStatus {
+                what: what.to_owned(),
+                author: order.author.clone(),
+                at_ms: order.at_ms,
+                deadline_ms: order.deadline_ms,
+                remaining,
+            }
         };
-        orders.map(status).collect()
+        let mut drains: Vec<_> = orders.map(status).collect();
+        let by_configuration = remaining.into_iter().filter(|it| !ordered.contains(&it.backend));
+        drains.extend(by_configuration.map(|it| DrainStatus {
+            what: Drainable::Backend(it.backend).to_string(),
+            remaining: vec![it],
+            ..DrainStatus::default()
+        }));
+        drains
+    }
+
+    /// The flows of backends that get no new ones: as none of their slots are theirs, all are displaced.
+    fn remaining(&self, inlets: &Inlets) -> Vec<RemainingStatus> {
+        let (consensus, scanned) = (inlets.consensus.borrow(), inlets.scanned.borrow());
+        let mut claimed: BTreeMap<SocketAddr, u64> = BTreeMap::new();
+        for (address, (flows, _)) in consensus.claims.values().flat_map(|it| &it.flows) {
+            if self.desired.ending.contains(address) {
+                *claimed.entry(*address).or_default() += flows;
+            }
+        }
+        let remaining = |address: &SocketAddr| {
+            let node = self.desired.backends.get(address)?.node.clone();
+            // What is here needs nobody's word.
+            let here = scanned.flows.get(address);
+            let flows = here.or(claimed.get(address)).copied().unwrap_or_default();
+            Some(RemainingStatus { backend: *address, flows, node })
+        };
+        self.desired.ending.iter().filter_map(remaining).collect()
     }
 
     fn frontends(&self) -> Vec<FrontendStatus> {

@@ -11,7 +11,10 @@ use super::{
 };
 use crate::{
     model::{Life, Problem},
-    report::status::{Attachment, DrainStatus, HealthWord, MemberStatus, TargetStatus},
+    report::status::{
+        Attachment, DrainStatus, HealthWord, MemberStatus, RemainingStatus, TargetStatus,
+        UnsettledStatus,
+    },
     sources::Stale,
 };
 
@@ -27,6 +30,8 @@ pub struct Status {
     isolated: bool,
     members: Vec<MemberStatus>,
     drains: Vec<DrainStatus>,
+    /// What is not settled yet after changes of backends.
+    unsettled: UnsettledStatus,
     /// What came in by gossip, by name of the counter.
     gossip: BTreeMap<String, u64>,
 }
@@ -106,6 +111,7 @@ impl Status {
             isolated: file.is_some_and(|file| file.isolated),
             members: file.map(|file| file.members.clone()).unwrap_or_default(),
             drains: file.map(|file| file.drains.clone()).unwrap_or_default(),
+            unsettled: file.map(|file| file.unsettled.clone()).unwrap_or_default(),
             gossip: file.map(|file| file.gossip.clone()).unwrap_or_default(),
         }
     }
@@ -176,6 +182,27 @@ impl Status {
         text
     }
 
+    /// What flows still depend on beside the sets of now.
+    fn unsettled_text(&self) -> String {
+        let UnsettledStatus { young, young_for_ms, waiting, kept, cut_short } = &self.unsettled;
+        let mut text = String::new();
+        if *young > 0 {
+            let longest = young_for_ms.map(|ms| format!(" for up to {}", span(ms)));
+            let waits = waiting.iter().map(|(node, count)| format!("{node} ({count})"));
+            let waits = waits.collect::<Vec<_>>().join(", ");
+            let waits = if waits.is_empty() { waits } else { format!("; they wait for {waits}") };
+            text +=
+                &format!("young      {young} frontends{}{waits}\n", longest.unwrap_or_default());
+        }
+        if *kept > 0 || *cut_short > 0 {
+            text += &format!(
+                "kept       {kept} backends that left every pool, for their flows; {cut_short} ended \
+                 early: too many\n"
+            );
+        }
+        text
+    }
+
     /// How all nodes are; those with whom something is the matter are `weir members`' business.
     fn members_text(&self) -> String {
         let mut text = String::new();
@@ -193,9 +220,9 @@ impl Status {
         if !counts.is_empty() {
             text += &format!("members    {}\n", counts.join(", "));
         }
-        for DrainStatus { what, author, .. } in &self.drains {
-            text += &format!("drained    {what}, ordered at {author}\n");
-        }
+        let now = self.agent.written_ms.unwrap_or_default();
+        self.drains.iter().for_each(|drain| text += &drain_text(drain, now));
+        text += &self.unsettled_text();
         let counted = self.gossip.iter().filter(|(_, count)| **count > 0);
         let counted: Vec<_> = counted.map(|(name, count)| format!("{name} {count}")).collect();
         if !counted.is_empty() {
@@ -226,6 +253,30 @@ impl Status {
         }
         section(&title, &table(["TARGET", "CHECK", "HEALTH", "WHY"], ill))
     }
+}
+
+/// What is drained, by whom, and what remains. `now`: Unix time in ms.
+fn drain_text(drain: &DrainStatus, now: u64) -> String {
+    let DrainStatus { what, author, at_ms, deadline_ms, remaining } = drain;
+    let mut text = format!("drained    {what}");
+    text += &match author.as_str() {
+        "" => ", terminating by the configuration".into(),
+        author => format!(" for {}, ordered at {author}", span(now.saturating_sub(*at_ms))),
+    };
+    match deadline_ms {
+        Some(deadline) if *deadline <= now => text += "; the deadline has passed",
+        Some(deadline) => text += &format!("; flows end in {}", span(deadline - now)),
+        None => {}
+    }
+    text += "\n";
+    for RemainingStatus { backend, flows, node } in remaining {
+        let ask = match flows {
+            0 => String::new(),
+            _ => format!("; `weir arrivals --backend {backend}` at {node} lists them"),
+        };
+        text += &format!("           {backend} at {node} has {flows} flows left{ask}\n");
+    }
+    text
 }
 
 fn health_word(health: HealthWord) -> &'static str {

@@ -36,6 +36,8 @@ pub struct Desired {
     /// Every backend of every pool, also those that own nothing now: they keep their id and their
     /// arrivals. [`super::History`] adds those that left all pools while somebody may know their flows.
     pub backends: BTreeMap<SocketAddr, DesiredBackend>,
+    /// Those of them that take no new flows because they are drained or terminate.
+    pub ending: BTreeSet<SocketAddr>,
     /// Members of pools whose deadline has passed: none of the backends, and their flows end at once.
     pub over: BTreeSet<SocketAddr>,
     pub vips: BTreeMap<IpAddr, DesiredVip>,
@@ -307,6 +309,8 @@ fn add_object(plan: &mut Desired, inputs: &Inputs<'_>, object: &FrontendObject) 
         }
         let over = |it: &Member<'_>| inputs.drained.stage(it) == Some(Stage::Over);
         plan.over.extend(members.extract_if(.., |it| over(it)).map(|it| it.endpoint));
+        let ending = members.iter().filter(|it| inputs.drained.stage(it).is_some());
+        plan.ending.extend(ending.map(|it| it.endpoint));
         for member in &members {
             match add_backend(&mut plan.backends, inputs, member, port.protocol) {
                 Ok(()) => weighted += usize::from(member.weight > 0),

@@ -69,6 +69,9 @@ pub struct AgentStatus {
     /// What administrators took out of service.
     #[serde(default)]
     pub drains: Vec<DrainStatus>,
+    /// What is not settled yet after changes of backends.
+    #[serde(default)]
+    pub unsettled: UnsettledStatus,
     /// What came in by gossip since the agent started, by name: datagrams that were taken, and those that
     /// were not, such as `wrong_key` or `replayed`.
     #[serde(default)]
@@ -219,12 +222,29 @@ pub struct CandidateStatus {
     pub standing: String,
 }
 
-/// One order to drain that is in force.
+/// What flows still depend on beside the sets of now.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default)]
+pub struct UnsettledStatus {
+    /// How many frontends are young: some member may still forward by a former set of backends.
+    pub young: usize,
+    /// Since the change of the one that has been so for longest.
+    pub young_for_ms: Option<u64>,
+    /// How many of them wait for each member.
+    pub waiting: BTreeMap<String, usize>,
+    /// Backends that left every pool and live on for their flows.
+    pub kept: usize,
+    /// How many of those ended before their time because there were too many.
+    pub cut_short: u64,
+}
+
+/// One order to drain that is in force, or a member of a pool that the configuration lets terminate.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct DrainStatus {
     /// Such as `forwarding/worker-1`.
     pub what: String,
-    /// The node whose agent took the order, and Unix time in ms by its clock.
+    /// The node whose agent took the order, and Unix time in ms by its clock; empty and 0 for what the
+    /// configuration lets terminate.
     #[serde(default)]
     pub author: String,
     #[serde(default)]
@@ -232,6 +252,19 @@ pub struct DrainStatus {
     /// Unix time in ms from which on backends lose the flows that they still have.
     #[serde(default)]
     pub deadline_ms: Option<u64>,
+    /// The backends that are out of service by it, with the flows that they still have.
+    #[serde(default)]
+    pub remaining: Vec<RemainingStatus>,
+}
+
+/// Flows that a drained backend still has.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct RemainingStatus {
+    pub backend: SocketAddr,
+    /// By the last word of the node where they end, a few seconds old.
+    pub flows: u64,
+    /// That node: `weir arrivals --backend` there lists them.
+    pub node: String,
 }
 
 impl AgentStatus {

@@ -4,7 +4,10 @@ use super::*;
 use crate::{
     cli::{members::Members, snapshot::Account, why::Why},
     model::Life,
-    report::status::{CandidateStatus, DrainStatus, MemberStatus, VipStatus},
+    report::status::{
+        CandidateStatus, DrainStatus, MemberStatus, RemainingStatus, UnsettledStatus, VipStatus,
+    },
+    sources::Stale,
 };
 
 fn account(agent_alive: bool) -> Account {
@@ -202,7 +205,8 @@ fn status_counts_members_and_names_isolation_drains_and_gossip() {
     for part in [
         "\nISOLATED   the other nodes and the gateway are silent",
         "\nmembers    2 alive, 1 DEAD\n",
-        "\ndrained    forwarding/b, ordered at a\n",
+        "\ndrained    forwarding/b for ",
+        ", ordered at a\n",
         "\ngossip     wrong_key 7\n",
     ] {
         assert!(text.contains(part), "{part:?} in\n{text}");
@@ -246,4 +250,58 @@ fn drains_and_whys_are_asked_for_by_name() {
         let error = parse(words).unwrap_err().to_string();
         assert!(error.contains(part), "{words:?}: {error}");
     }
+}
+
+#[test]
+fn status_says_what_is_drained_what_remains_and_who_is_waited_for() {
+    let remaining = |flows| RemainingStatus {
+        backend: "10.0.0.1:80".parse().unwrap(),
+        flows,
+        node: "b".into(),
+    };
+    let drains = vec![
+        DrainStatus {
+            what: "node/b".into(),
+            author: "a".into(),
+            at_ms: 1_000,
+            deadline_ms: Some(661_000),
+            remaining: vec![remaining(3)],
+        },
+        DrainStatus {
+            what: "backend/10.0.0.1:80".into(),
+            remaining: vec![remaining(0)],
+            ..Default::default()
+        },
+    ];
+    let unsettled = UnsettledStatus {
+        young: 2,
+        young_for_ms: Some(7_000),
+        waiting: [("c".into(), 1)].into(),
+        kept: 4,
+        cut_short: 0,
+    };
+    let stale = Some(Stale {
+        why: "mend it".into(),
+        checkpoint: "/s/checkpoint".into(),
+        written_ms: 1_000,
+    });
+    let agent = AgentStatus { written_ms: 61_000, drains, unsettled, stale, ..agent() };
+    let maps = snapshot();
+    let (text, json) = both(&Status::new(Sight { maps: &maps, agent: Some(&agent) }, None));
+    for line in [
+        "drained    node/b for 60.0 s, ordered at a; flows end in 10 min\n",
+        "           10.0.0.1:80 at b has 3 flows left; `weir arrivals --backend 10.0.0.1:80` at b lists",
+        "drained    backend/10.0.0.1:80, terminating by the configuration\n",
+        "           10.0.0.1:80 at b has 0 flows left\n",
+        "young      2 frontends for up to 7.0 s; they wait for c (1)\n",
+        "kept       4 backends",
+        "STALE      in force is a checkpoint, 60.0 s old: /s/checkpoint\n           mend it\n",
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+    assert_eq!(json["drains"][0]["remaining"][0]["flows"], 3);
+    assert_eq!(
+        (&json["unsettled"]["waiting"]["c"], &json["agent"]["stale"]["why"]),
+        (&json!(1), &json!("mend it"))
+    );
 }

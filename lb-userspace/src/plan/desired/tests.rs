@@ -105,6 +105,7 @@ fn a_drained_backend_owns_nothing_and_stays_until_its_deadline() {
         );
     }
     assert!(before.backends.contains_key(&address) && before.over.is_empty());
+    assert_eq!((before.ending, after.ending.len()), ([address].into(), 0));
     assert!(!after.backends.contains_key(&address));
     assert_eq!(after.over, BTreeSet::from([address]));
 
