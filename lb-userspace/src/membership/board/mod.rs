@@ -9,6 +9,7 @@
 
 mod delta;
 mod log;
+mod sums;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +23,7 @@ use siphasher::sip::SipHasher13;
 
 pub use self::delta::{Delta, Have, INCARNATION_END, Item, Mark, Request, Wanted};
 use self::log::{Applied, Log, Usage};
+use self::sums::Sums;
 use super::topic::{Change, Key};
 
 /// Entries of one origin, tombstones among them.
@@ -74,6 +76,7 @@ pub struct Board {
     origins: BTreeMap<Arc<str>, Origin>,
     /// Who hears the own logs for audiences.
     audiences: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
+    sums: Sums,
     /// Own logs are complete: see [`Board::settle`].
     settled: bool,
     /// The greatest version of an own log that was ended.
@@ -90,7 +93,11 @@ impl Board {
         logs.insert(Arc::from(""), Log::new(incarnation.min(INCARNATION_END - 1), 0, false));
         let origins = [(own.clone(), Origin { logs, usage: Usage::default() })].into();
         let (audiences, changes) = (BTreeMap::new(), Vec::new());
-        Self { own, origins, audiences, settled: false, ended: 0, changes, refused: 0 }
+        let (sums, settled) = (Sums::new(), false);
+        let mut board =
+            Self { own, origins, audiences, sums, settled, ended: 0, changes, refused: 0 };
+        board.sum_own();
+        board
     }
 
     /// Whose word counts beside this node's own. What others said before is over.
@@ -102,6 +109,7 @@ impl Board {
             self.origins.insert(name, origin);
         }
         for (name, origin) in before {
+            self.sums.forget(&name);
             let entries = origin.logs.values().flat_map(Log::iter);
             self.changes.extend(entries.map(|(key, _)| Change {
                 origin: name.clone(),
@@ -139,6 +147,7 @@ impl Board {
             log.publish(key, value, &mut origin.usage)
         };
         self.refused += u64::from(!done);
+        self.sum(&self.own.clone(), audience);
         done
     }
 
@@ -160,6 +169,7 @@ impl Board {
             self.ended = self.ended.max(log.mark().version);
             log.clear(&mut origin.usage);
         }
+        self.sum(&self.own.clone(), audience);
         self.audiences.remove(audience).unwrap_or_default()
     }
 
@@ -175,6 +185,7 @@ impl Board {
                 log.settle();
             }
         }
+        self.sum_own();
     }
 
     /// Says everything again under a later incarnation.
@@ -183,6 +194,7 @@ impl Board {
         for log in self.origins.get_mut(&self.own).into_iter().flat_map(|it| it.logs.values_mut()) {
             log.rebase(incarnation);
         }
+        self.sum_own();
     }
 
     pub fn own_mark(&self, audience: &str) -> Option<Mark> {
@@ -227,11 +239,9 @@ impl Board {
         let log = origin.logs.entry(delta.log.into()).or_default();
         let Applied { news, behind, refused, changes } = log.apply(delta, &mut origin.usage);
         self.refused += refused;
-        self.changes.extend(changes.into_iter().map(|(key, value)| Change {
-            origin: name.clone(),
-            key,
-            value,
-        }));
+        let change = |(key, value)| Change { origin: name.clone(), key, value };
+        self.changes.extend(changes.into_iter().map(change));
+        self.sum(&name, delta.log);
         Outcome { news, behind, ..Outcome::default() }
     }
 
@@ -250,34 +260,19 @@ impl Board {
         }) else {
             return Outcome::default();
         };
-        let news = log.tell(have.mark);
-        Outcome { news, behind: log.is_behind(), ..Outcome::default() }
+        let (news, behind) = (log.tell(have.mark), log.is_behind());
+        self.sum(&have.origin, &have.log);
+        Outcome { news, behind, ..Outcome::default() }
     }
 
     /// Buckets with shared logs that are behind, and an origin that is behind with an audience's log.
     pub fn behind(&self) -> (u64, Option<&Arc<str>>) {
-        let (mut buckets, mut source) = (0, None);
-        for (name, origin) in &self.origins {
-            for (log, _) in origin.logs.iter().filter(|(_, log)| log.is_behind()) {
-                match &**log {
-                    "" => buckets |= 1 << bucket(name),
-                    _ => source = Some(name),
-                }
-            }
-        }
-        (buckets, source)
+        self.sums.behind()
     }
 
     /// One hash per bucket over origin, incarnation and version of the logs for all.
     pub fn hashes(&self) -> [u64; BUCKETS] {
-        let mut hashes = [0u64; BUCKETS];
-        for (name, origin) in &self.origins {
-            if let Some(log) = origin.logs.get("") {
-                let sum = &mut hashes[bucket(name)];
-                *sum = sum.wrapping_add(hash(name, "", log.mark()));
-            }
-        }
-        hashes
+        self.sums.hashes()
     }
 
     /// One hash over the logs for audiences that `from` says to `to`; one of both is this node.
@@ -375,15 +370,29 @@ impl Board {
         let name = name.clone();
         let Some(origin) = self.origins.get_mut(&name) else { return };
         let gone = |log: &Arc<str>| !log.is_empty() && !audiences.contains(&&**log);
-        for log in origin.logs.keys().filter(|log| gone(log)).cloned().collect::<Vec<_>>() {
-            let Some(mut log) = origin.logs.remove(&log) else { continue };
+        for audience in origin.logs.keys().filter(|log| gone(log)).cloned().collect::<Vec<_>>() {
+            let Some(mut log) = origin.logs.remove(&audience) else { continue };
             self.changes.extend(log.iter().map(|(key, _)| Change {
                 origin: name.clone(),
                 key: key.clone(),
                 value: None,
             }));
             log.clear(&mut origin.usage);
+            self.sums.note(&name, &audience, None);
         }
+    }
+
+    /// Brings the sums up to date with a log that may have changed.
+    fn sum(&mut self, origin: &str, log: &str) {
+        if let Some((name, origin)) = self.origins.get_key_value(origin) {
+            let progress = origin.logs.get(log).map(|log| (log.mark(), log.is_behind()));
+            self.sums.note(name, log, progress);
+        }
+    }
+
+    /// The same for all that this node says itself; its own logs for audiences are never behind.
+    fn sum_own(&mut self) {
+        self.sum(&self.own.clone(), "");
     }
 
     fn own_log(&self, audience: &str) -> Option<&Log> {

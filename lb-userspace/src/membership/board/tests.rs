@@ -147,3 +147,69 @@ fn origin_beyond_its_limits_is_cut_there() {
     assert!(a.publish("", key(u16::MAX), Some(&value)));
     assert_eq!(a.refused(), 2);
 }
+
+/// Hashes and what is behind, counted anew.
+fn counted(board: &Board) -> ([u64; BUCKETS], (u64, Option<&Arc<str>>)) {
+    let (mut hashes, mut buckets, mut source) = ([0u64; BUCKETS], 0, None);
+    for (name, origin) in &board.origins {
+        for (audience, log) in &origin.logs {
+            if !audience.is_empty() {
+                source = if log.is_behind() { Some(name) } else { source };
+                continue;
+            }
+            let sum = &mut hashes[bucket(name)];
+            *sum = sum.wrapping_add(hash(name, "", log.mark()));
+            buckets |= u64::from(log.is_behind()) << bucket(name);
+        }
+    }
+    (hashes, (buckets, source))
+}
+
+#[test]
+fn sums_are_what_counting_all_logs_gives_whatever_happens() {
+    let (mut a, mut b) = (board("a", 1), board("b", 1));
+    let audience = ["", "pool", "other"];
+    let mut random = 7u64;
+    let mut below = move |most: u64| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (random >> 33) % most
+    };
+    let mut was_behind = [false; 2];
+    for step in 2..5000 {
+        let log = audience[below(3) as usize];
+        match below(40) {
+            0 => a.rebase(step),
+            1 => a.settle(),
+            2 => {
+                a.end_audience(log);
+            }
+            3 => b.keep_audiences("a", &["pool"]),
+            4 => b.set_origins([Arc::from("c")].iter()),
+            5..8 => b.set_origins(["a", "c"].map(Arc::from).iter()),
+            8..10 => {
+                pull(&a, &mut b, 200);
+            }
+            10..13 => {
+                let mark = a.own_mark(log).unwrap_or_default();
+                b.tell(&Have { origin: "a".into(), log: log.into(), mark });
+            }
+            13..22 => {
+                // Some are lost, so gaps come and go.
+                let version = a.own_mark(log).map_or(0, |mark| mark.version);
+                if let Some(delta) = a.own_after(log, version.saturating_sub(below(3)), 1000) {
+                    b.apply(&delta);
+                }
+            }
+            _ => {
+                let value = (below(3) > 0).then_some(b"x".as_slice());
+                a.publish(log, key(below(9) as u16), value);
+            }
+        }
+        for board in [&a, &b] {
+            assert_eq!((board.hashes(), board.behind()), counted(board), "step {step}");
+        }
+        let (buckets, source) = b.behind();
+        was_behind = [was_behind[0] || buckets != 0, was_behind[1] || source.is_some()];
+    }
+    assert_eq!(was_behind, [true, true], "the steps reach what they should");
+}
