@@ -39,9 +39,10 @@ pub mod map {
     pub const SERVICE_COUNTERS: &str = "SERVICE_COUNTERS";
     pub const BACKEND_COUNTERS: &str = "BACKEND_COUNTERS";
     pub const REASON_COUNTERS: &str = "REASON_COUNTERS";
-    pub const REFUSALS: &str = "REFUSALS";
+    pub const BUDGETS: &str = "BUDGETS";
     pub const YIELDS: &str = "YIELDS";
     pub const CLAIMS: &str = "CLAIMS";
+    pub const UNDECIDED: &str = "UNDECIDED";
 
     /// Maps of arrivals of the layout that is taken over from, in programs loaded for that; never pinned
     /// under these names.
@@ -50,7 +51,7 @@ pub mod map {
     pub const OLD_DATAGRAMS: &str = "OLD_DATAGRAMS";
 
     /// All of them; what the agent pins and checks.
-    pub const ALL: [&str; 22] = [
+    pub const ALL: [&str; 23] = [
         FRONTENDS,
         FRONTEND_OF,
         SERVICES,
@@ -70,10 +71,23 @@ pub mod map {
         SERVICE_COUNTERS,
         BACKEND_COUNTERS,
         REASON_COUNTERS,
-        REFUSALS,
+        BUDGETS,
         YIELDS,
         CLAIMS,
+        UNDECIDED,
     ];
+}
+
+/// Indices of `BUDGETS`: what one CPU may do in a window of time. Each entry is the window's start by
+/// CLOCK_MONOTONIC in ns, and what was done since.
+pub mod budget {
+    /// Refusals and errors that are sent.
+    pub const REFUSALS: u32 = 0;
+    /// Packets that are sent on ([`crate::chain::SENDS`]).
+    pub const SENDS: u32 = 1;
+    /// Openings that strays make ([`crate::chain::STRAYS`]).
+    pub const STRAYS: u32 = 2;
+    pub const ENTRIES: u32 = 3;
 }
 
 /// Names of the programs in the BPF object.

@@ -24,6 +24,19 @@ pub const PLACES: usize = FIRST_PAST + PAST;
 /// The first place of an owner of before.
 pub const FIRST_PAST: usize = 1 + CLAIMANTS;
 
+/// Window of time for the two budgets below, in ns.
+pub const WINDOW: u64 = 100_000_000;
+
+/// Packets that one CPU sends on to candidates per [`WINDOW`]: a million a second, a quarter of what
+/// a core carries. Displaced flows need it for every packet, so it is no smaller; strays that are
+/// asked about by all candidates leave three quarters to others.
+pub const SENDS: u64 = 100_000;
+
+/// Openings that strays make on one CPU per [`WINDOW`]: 1,000 a second. A handshake needs its opening
+/// for a round trip, a second at most: a SYN that is sent again makes it anew. Strays on 32 CPUs take
+/// half of the default 65,536 in a second, so the least recently used is never younger than that.
+pub const STRAYS: u64 = 100;
+
 /// What a node knows, as the decision asks for it.
 pub trait View {
     /// The backend at one of the [`PLACES`] for the packet's slot; [`BackendId::NONE`] where there

@@ -63,6 +63,19 @@ pub const fn promotes(arrival: &Arrival, segment: &Segment) -> bool {
         && segment.ack.wrapping_sub(arrival.backend_seq) <= MAX_WINDOW
 }
 
+/// Whether an established arrival counts to a client's segment for `service`.
+#[inline(always)]
+pub const fn established_counts(arrival: &Arrival, service: u32, segment: &Segment) -> bool {
+    arrival.service == service && !(segment.opens() && ages_fast(arrival.flags()))
+}
+
+/// Whether an opening counts: to a SYN, or to a segment that promotes it. What a stray made is no
+/// sign of a connection.
+#[inline(always)]
+pub const fn opening_counts(arrival: &Arrival, service: u32, segment: &Segment) -> bool {
+    arrival.service == service && (segment.opens() || promotes(arrival, segment))
+}
+
 /// Whether a SYN for `service` meets an active connection of the same client tuple through
 /// another one.
 #[inline(always)]
@@ -156,6 +169,29 @@ mod tests {
         assert!(!promotes(&arrival, &segment(tcp::ACK | tcp::SYN, 1001, 0)), "syn-ack");
         let silent = opening(7, &segment(tcp::SYN, 1000, 0), NOW);
         assert!(!promotes(&silent, &segment(tcp::ACK, 1001, 0)), "backend silent");
+    }
+
+    #[test]
+    fn established_counts_for_its_service_and_not_to_a_syn_once_both_sides_closed() {
+        let active = Arrival { service: 7, seen: Arrival::pack(0, NOW), ..Default::default() };
+        let closed = Arrival { seen: Arrival::pack(flags::BACKEND_RST, NOW), ..active };
+        let (syn, ack) = (segment(tcp::SYN, 1, 0), segment(tcp::ACK, 1, 9));
+        assert!(established_counts(&active, 7, &ack) && established_counts(&active, 7, &syn));
+        assert!(!established_counts(&active, 8, &ack) && !established_counts(&active, 8, &syn));
+        assert!(established_counts(&closed, 7, &ack), "the last segments");
+        assert!(!established_counts(&closed, 7, &syn), "a new connection");
+    }
+
+    #[test]
+    fn opening_counts_to_a_syn_and_to_who_heard_the_backend() {
+        let arrival = answered_opening();
+        assert!(opening_counts(&arrival, 7, &segment(tcp::SYN, 1000, 0)), "sent again");
+        assert!(opening_counts(&arrival, 7, &segment(tcp::SYN, 5, 0)), "another one");
+        assert!(opening_counts(&arrival, 7, &segment(tcp::ACK, 1001, 0)));
+        assert!(!opening_counts(&arrival, 8, &segment(tcp::ACK, 1001, 0)), "another service");
+        assert!(!opening_counts(&arrival, 7, &segment(tcp::ACK, 1001, u32::MAX)), "a guess");
+        let stray = opening(7, &segment(tcp::ACK, 1, 77), NOW);
+        assert!(!opening_counts(&stray, 7, &segment(tcp::ACK, 1, 77)), "the backend was silent");
     }
 
     #[test]

@@ -32,6 +32,7 @@ pub fn client_hash(key: &[u64; 2], client: &Addr) -> u64 {
 
 /// 16-bit name of a backend in the tunnel header's list of those visited. Never 0, which marks an
 /// empty place.
+#[inline(always)]
 pub fn fingerprint(key: &[u64; 2], addr: &Addr, port: Port) -> u16 {
     let hash = feed(Sip13::new(key[0], key[1]), addr).word(port.wire() as u64).finish();
     (hash as u16).max(1)
@@ -64,6 +65,16 @@ mod tests {
             vip_port: Port::new(443),
             proto: crate::net::proto::TCP,
         }
+    }
+
+    #[test]
+    fn fingerprint_is_never_zero_and_most_differ() {
+        let addr = Addr::from("10.0.0.1".parse::<IpAddr>().unwrap());
+        let all = (0..=u16::MAX).map(|port| fingerprint(&[1, 2], &addr, Port::new(port)));
+        let distinct: std::collections::BTreeSet<_> = all.collect();
+        assert!(!distinct.contains(&0));
+        // 65,536 draws of as many values leave 1 in e out.
+        assert!((40_000..43_000).contains(&distinct.len()), "{}", distinct.len());
     }
 
     #[test]

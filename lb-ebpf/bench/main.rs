@@ -32,7 +32,7 @@ use lb_ebpf::{
     frame::Frame,
     maps::{self, setting},
     parse::{Ip, Link, Macs},
-    tunnel,
+    tunnel::{self, Note},
     verdict::Fate,
 };
 use template::{TEMPLATE, Template, client};
@@ -186,7 +186,7 @@ fn classic(frame: &mut Frame) -> Result<Fate, Reason> {
     // Spreads source ports without the keyed hash, which only a new flow needs.
     let ports = (flow.client_port.wire() as u32) << 16 | flow.vip_port.wire() as u32;
     let spread = (ports ^ flow.client.v4_word()).wrapping_mul(0x9e37_79b1) as u64;
-    Ok(tunnel::send(frame, &link, &ip, backend, spread << 32))
+    Ok(tunnel::send(frame, &link, &ip, backend, spread << 32, Note::forwarded(0, 0)))
 }
 
 /// The flow's backend: as remembered, else the slot's owner, remembered from now on.

@@ -9,10 +9,9 @@
 use lb_common::{
     backend::BackendId,
     frontend::Endpoint,
-    hash::{client_hash, flow_hash, slot_of},
+    hash::slot_of,
     net::{Addr, Flow, proto},
     reason::Reason,
-    service::flags,
     wire::{
         eth::{Mac, ethertype},
         icmp,
@@ -23,12 +22,13 @@ use lb_common::{
 };
 
 use crate::{
-    echo,
+    chain, echo,
     frame::{Frame, View},
     maps::{self, setting},
     neighbour,
     parse::{Ip, Link, Macs},
-    receive, refuse, tunnel,
+    receive, refuse,
+    tunnel::{self, Note},
     verdict::{Fate, Verdict},
 };
 
@@ -51,6 +51,12 @@ enum Sight {
 /// Decides on one frame.
 #[inline(always)]
 pub fn ingress(frame: &mut Frame) -> Fate {
+    let fate = first(frame);
+    if fate.is_undecided() { chain::settle(frame) } else { fate }
+}
+
+#[inline(always)]
+fn first(frame: &mut Frame) -> Fate {
     let view = frame.view();
     let Ok(link) = Link::read(&view) else {
         return Fate::NOT_OURS;
@@ -124,8 +130,9 @@ fn is_tunnel_port(view: &View<'_>, l4: usize) -> bool {
     view.at::<Udp>(l4).is_ok_and(|udp| udp.destination == setting::tunnel_port().wire())
 }
 
-/// A packet whose destination may be a VIP.
-#[inline(always)]
+/// A packet whose destination may be a VIP. A function of its own, so that its stack is free again
+/// for what becomes of packets that are put aside.
+#[inline(never)]
 fn to_vip(frame: &mut Frame, link: &Link) -> Fate {
     // The switch may flood frames for other hosts, which forward them themselves.
     let ifindex = frame.ifindex();
@@ -184,31 +191,24 @@ fn to_frontend(frame: &mut Frame, link: &Link, ip: &Ip, flow: &Flow) -> Fate {
     let Some(record) = maps::record(service) else {
         return refuse::refuse(frame, link, ip, Reason::RefusedNoBackend);
     };
-    let key = setting::flow_key();
-    let hash = if record.flags & flags::CLIENT_AFFINITY != 0 {
-        client_hash(&key, &flow.client)
-    } else {
-        flow_hash(&key, flow)
-    };
+    let hash = chain::hash(flow, record.flags);
     let owner = match record.owners {
         0 => BackendId::NONE,
         first => maps::owner(first, slot_of(hash, record.slots)),
     };
     if owner == BackendId::NONE {
-        if record.flags & flags::LOCAL_ONLY != 0 {
-            return Fate::of(Err(Reason::LocalOnly));
-        }
-        return refuse::refuse(frame, link, ip, Reason::RefusedNoBackend);
+        return chain::ownerless(link, ip, flow, service);
     }
     let Some(backend) = maps::backend(owner) else {
         return Fate::of(Err(Reason::StaleOwner));
     };
     maps::count_backend(owner, bytes);
     if backend.node != 0 {
-        return tunnel::send(frame, link, ip, backend, hash);
+        let note = Note::forwarded(record.slots, record.flags);
+        return tunnel::send(frame, link, ip, backend, hash, note);
     }
     let place = receive::Place { service, id: owner, addr: backend.addr, port: backend.port };
-    receive::deliver(frame, ip, flow, &place)
+    receive::deliver(frame, link, ip, flow, &place)
 }
 
 /// ICMP, ICMPv6 and protocols that are not balanced.

@@ -6,6 +6,7 @@
 #![no_std]
 #![feature(asm_experimental_arch)]
 
+pub mod chain;
 pub mod echo;
 pub mod egress;
 pub mod forward;

@@ -12,9 +12,10 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_common::{
-    abi::{BLOCK_SLOTS, YIELD_LIFE, capacity},
+    abi::{BLOCK_SLOTS, YIELD_LIFE, budget, capacity},
     arrival::{Arrival, ArrivalKey, ArrivalWords, Tick},
     backend::{Backend, BackendId},
+    chain,
     claim::{Claim, ClaimKey},
     frontend::{self, Endpoint, FILTER_WORDS, Frontend, Vip},
     globals::{Settings, state},
@@ -23,6 +24,8 @@ use lb_common::{
     reason::Counter,
     service::{OwnerBlock, Record, ServiceWord},
 };
+
+use crate::chain::Case;
 
 const MMAP: usize = BPF_F_MMAPABLE as usize;
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -90,9 +93,12 @@ static YIELDS: HashMap<Addr, u64, { capacity::VIPS as usize }, NO_PREALLOC> = Ha
 #[btf_map]
 static CLAIMS: HashMap<ClaimKey, Claim, { capacity::CLAIMS as usize }, NO_PREALLOC> =
     HashMap::new();
-/// Refusals sent by this CPU in the window that began at the first word.
+/// What this CPU did, each of [`budget`] in the window that began at the first word.
 #[btf_map]
-static REFUSALS: PerCpuArray<[u64; 2], 1> = PerCpuArray::new();
+static BUDGETS: PerCpuArray<[u64; 2], { budget::ENTRIES as usize }> = PerCpuArray::new();
+/// The packet that a stage put aside.
+#[btf_map]
+static UNDECIDED: PerCpuArray<Case, 1> = PerCpuArray::new();
 
 /// Set by the loader, then frozen. Read field by field, and volatile, so that the compiler does
 /// not take the zeros for constants.
@@ -379,10 +385,37 @@ pub fn count_backend(id: BackendId, bytes: usize) {
     add(BACKEND_COUNTERS.get_ptr_mut(id.index()), bytes);
 }
 
-/// Counts one event against `limit` per `window` ns on this CPU; false when it is used up.
+/// The place of the packet that is put aside on this CPU.
+#[inline(always)]
+pub fn case() -> Option<&'static mut Case> {
+    let place = UNDECIDED.get_ptr_mut(0)?;
+    // SAFETY: this CPU's own element, of which each stage takes one reference at a time; any bytes
+    // that a stage wrote there make a valid value, and none is read before it was written.
+    Some(unsafe { &mut *place })
+}
+
+/// Whether one more packet may be sent on; counts it.
+#[inline(always)]
+pub fn sends_allowed() -> bool {
+    allowed(budget::SENDS, chain::WINDOW, chain::SENDS)
+}
+
+/// Whether one more stray may make an opening; counts it.
+#[inline(always)]
+pub fn stray_allowed() -> bool {
+    allowed(budget::STRAYS, chain::WINDOW, chain::STRAYS)
+}
+
+/// Whether one more refusal may be sent; counts it.
 #[inline(always)]
 pub fn refusal_allowed(window: u64, limit: u64) -> bool {
-    let Some(place) = REFUSALS.get_ptr_mut(0) else {
+    allowed(budget::REFUSALS, window, limit)
+}
+
+/// Counts one event against `limit` per `window` ns on this CPU; false when it is used up.
+#[inline(always)]
+fn allowed(index: u32, window: u64, limit: u64) -> bool {
+    let Some(place) = BUDGETS.get_ptr_mut(index) else {
         return false;
     };
     // SAFETY: this CPU's own element.

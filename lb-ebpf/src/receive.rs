@@ -1,21 +1,23 @@
 //! Takes a client's packet on its backend's node and hands it to the backend: notes the arrival,
 //! writes the backend's address and port in place of the VIP's, and lets the kernel route it.
 //!
-//! What is not known is delivered; an arrival is then made anew in `OPENING`.
+//! A packet of a known flow needs neither the service's record nor its slot. All others are put
+//! aside for [`chain`]; what it gives back to be delivered makes an arrival in `OPENING`.
 
 use lb_common::{
     abi::TUNNEL_VERSION,
-    arrival::{Arrival, ArrivalKey, Tick},
+    arrival::{Arrival, ArrivalKey},
     backend::BackendId,
-    decide,
+    chain::Visited,
+    decide::{self, Segment},
     frontend::Endpoint,
     net::{Addr, Flow, Port, proto},
     reason::Reason,
     wire::{
         eth::ethertype,
         geneve::{
-            CLASS, DataHeader, OPTION_LENGTH, OVERHEAD_V4, OVERHEAD_V6, VERSION_LENGTH, kind,
-            vni_word,
+            CLASS, Data, DataHeader, OPTION_LENGTH, OVERHEAD_V4, OVERHEAD_V6, VERSION_LENGTH,
+            kind, vni_word,
         },
         ipv4::Ipv4,
         ipv6::Ipv6,
@@ -24,7 +26,8 @@ use lb_common::{
 };
 
 use crate::{
-    frame::Frame,
+    chain,
+    frame::{Frame, View},
     maps::{self, setting},
     parse::{Ip, Link, Macs},
     probe, rewrite,
@@ -42,11 +45,29 @@ pub struct Place {
     pub port: Port,
 }
 
+/// The backend that a packet came for, and what its tunnel header said beside.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Meant {
+    /// [`BackendId::NONE`] where it is not here.
+    pub id: BackendId,
+    /// Unset: nobody.
+    pub addr: Addr,
+    pub port: Port,
+    pub visited: Visited,
+    /// Of the sender's table; 0: not told.
+    pub slots: u16,
+    /// [`data_flags`](lb_common::wire::geneve::data_flags).
+    pub flags: u8,
+    /// The sender has another seed or version.
+    pub foreign: bool,
+    /// What it counts as once it is delivered.
+    pub reason: Reason,
+}
+
 /// What of the tunnel's header is needed once it is off.
-struct Meant {
-    addr: Addr,
-    port: Port,
-    seed_tag: u64,
+struct Header {
+    data: Data,
     /// EtherType of the packet inside.
     inner: u16,
 }
@@ -54,11 +75,14 @@ struct Meant {
 /// A packet for this node's tunnel port.
 #[inline(never)]
 pub fn tunnelled(frame: &mut Frame, link: &Link) -> Fate {
-    Fate::of(try_tunnelled(frame, link))
+    match try_tunnelled(frame, link) {
+        Ok(fate) => fate,
+        Err(reason) => Fate::of(Err(reason)),
+    }
 }
 
 #[inline(always)]
-fn try_tunnelled(frame: &mut Frame, link: &Link) -> Outcome {
+fn try_tunnelled(frame: &mut Frame, link: &Link) -> Result<Fate, Reason> {
     let view = frame.view();
     let (sender, tos, headers) = if link.ethertype == ethertype::IPV6 {
         let ip = view.at::<Ipv6>(link.l3)?;
@@ -78,28 +102,23 @@ fn try_tunnelled(frame: &mut Frame, link: &Link) -> Outcome {
     if !maps::is_member(&sender) {
         return Err(Reason::NotMember);
     }
-    let meant = Meant {
-        addr: header.data.backend_addr(),
-        port: header.data.backend_port(),
-        seed_tag: header.data.seed_tag,
-        inner: header.base.protocol,
-    };
-    let same_version = header.data.version == TUNNEL_VERSION;
+    // Of another version too: an upgrade must not make nodes look dead, nor break connections.
     match header.option.kind {
-        // Probes are answered across versions: an upgrade must not make nodes look dead.
-        kind::DATA if !same_version => Err(Reason::BadTunnel),
-        kind::DATA => unpack(frame, link, &meant, tos),
-        kind::PROBE => probe::answer(frame, link, headers),
-        kind::YIELD => probe::give_way(&meant.addr),
-        kind::PROBE_ANSWER => Ok(Verdict::Pass(Reason::ProbeAnswerPassed)),
+        kind::DATA => {
+            let header = Header { data: header.data, inner: header.base.protocol };
+            unpack(frame, link, &header, tos)
+        }
+        kind::PROBE => Ok(Fate::of(probe::answer(frame, link, headers))),
+        kind::YIELD => Ok(Fate::of(probe::give_way(&header.data.backend_addr()))),
+        kind::PROBE_ANSWER => Ok(Fate::of(Ok(Verdict::Pass(Reason::ProbeAnswerPassed)))),
         _ => Err(Reason::BadTunnel),
     }
 }
 
-/// Takes the packet out of the tunnel and delivers it.
+/// Takes the packet out of the tunnel, and delivers it where its flow is known.
 #[inline(always)]
-fn unpack(frame: &mut Frame, outer: &Link, meant: &Meant, outer_tos: u8) -> Outcome {
-    let inner = meant.inner;
+fn unpack(frame: &mut Frame, outer: &Link, header: &Header, outer_tos: u8) -> Result<Fate, Reason> {
+    let inner = header.inner;
     if inner != ethertype::IPV4 && inner != ethertype::IPV6 {
         return Err(Reason::BadTunnel);
     }
@@ -129,25 +148,133 @@ fn unpack(frame: &mut Frame, outer: &Link, meant: &Meant, outer_tos: u8) -> Outc
     let flow = ip.flow(&view)?;
     let frontend = maps::frontend(&Endpoint::new(flow.vip, flow.vip_port, flow.proto))
         .ok_or(Reason::UnknownFrontend)?;
-    let Meant { addr, port, .. } = *meant;
-    let id = maps::local_backend(&Endpoint::new(addr, port, flow.proto))
-        .ok_or(Reason::UnknownBackend)?;
-    if meant.seed_tag != setting::seed_tag() {
+    let service = frontend.outside;
+    let data = &header.data;
+    let (addr, port) = (data.backend_addr(), data.backend_port());
+    if addr.is_v4() == ip.v6 {
+        return Err(Reason::UnknownBackend);
+    }
+    let (seed, version) = (data.seed_tag, data.version);
+    if seed != setting::seed_tag() {
         maps::count(Reason::ForeignSeed as u32, ip.length);
     }
-    let place = Place { service: frontend.outside, id, addr, port };
-    try_deliver(frame, &ip, &flow, &place, Reason::Received)
+    if version != TUNNEL_VERSION {
+        maps::count(Reason::ForeignVersion as u32, ip.length);
+    }
+    let id = maps::local_backend(&Endpoint::new(addr, port, flow.proto));
+    if let Some(id) = id {
+        let key = maps::arrival_key(&flow.client, flow.client_port, id);
+        if is_known(&view, &ip, &key, service)? {
+            rewrite::destination(&mut view, &ip, &flow, addr, port)?;
+            return Ok(Fate::of(Ok(Verdict::Pass(Reason::Received))));
+        }
+    }
+    let meant = Meant {
+        id: id.unwrap_or(BackendId::NONE),
+        addr,
+        port,
+        visited: Visited::from_header(data.visited),
+        slots: u16::from_be(data.slots),
+        flags: data.flags,
+        foreign: seed != setting::seed_tag() || version != TUNNEL_VERSION,
+        reason: Reason::Received,
+    };
+    Ok(chain::put_aside(&link, &ip, &flow, service, &meant))
 }
 
-/// Hands a packet that came in on this node itself to the backend.
+/// A packet that came in on this node itself, whose slot's owner is here: hands it over where its
+/// flow is known, or opens.
 #[inline(never)]
-pub fn deliver(frame: &mut Frame, ip: &Ip, flow: &Flow, place: &Place) -> Fate {
-    Fate::of(try_deliver(frame, ip, flow, place, Reason::DeliveredLocal))
+pub fn deliver(frame: &mut Frame, link: &Link, ip: &Ip, flow: &Flow, place: &Place) -> Fate {
+    match try_deliver(frame, link, ip, flow, place) {
+        Ok(fate) => fate,
+        Err(reason) => Fate::of(Err(reason)),
+    }
 }
 
-/// Notes the arrival and hands the packet to the backend.
 #[inline(always)]
-fn try_deliver(frame: &mut Frame, ip: &Ip, flow: &Flow, place: &Place, reason: Reason) -> Outcome {
+fn try_deliver(
+    frame: &mut Frame,
+    link: &Link,
+    ip: &Ip,
+    flow: &Flow,
+    place: &Place,
+) -> Result<Fate, Reason> {
+    let key = maps::arrival_key(&flow.client, flow.client_port, place.id);
+    let opens = ip.proto == proto::TCP && ip.segment(&frame.view())?.opens();
+    if !opens && !is_known(&frame.view(), ip, &key, place.service)? {
+        let meant = Meant {
+            id: place.id,
+            addr: place.addr,
+            port: place.port,
+            ..Meant::NOBODY
+        };
+        return Ok(chain::put_aside(link, ip, flow, place.service, &meant));
+    }
+    Ok(Fate::of(hand_over(frame, ip, flow, place, true, Reason::DeliveredLocal)))
+}
+
+/// Whether the backend knows the packet's flow. A SYN's is not looked up: where the own table names
+/// this backend, it is new here in any case.
+#[inline(always)]
+fn is_known(view: &View<'_>, ip: &Ip, key: &ArrivalKey, service: u32) -> Result<bool, Reason> {
+    if ip.proto != proto::TCP {
+        return Ok(knows_udp(key, service));
+    }
+    let segment = ip.segment(view)?;
+    Ok(!segment.opens() && knows_tcp(key, service, &segment))
+}
+
+/// Whether a client's segment is of a flow that is known; notes that it was seen, and promotes.
+#[inline(always)]
+pub fn knows_tcp(key: &ArrivalKey, service: u32, segment: &Segment) -> bool {
+    let now = maps::now();
+    let established = maps::established().update(key, |arrival| {
+        let seen = match arrival.service == service {
+            true => decide::seen_from_client(arrival, segment, now),
+            false => arrival.seen,
+        };
+        Arrival { seen, ..*arrival }
+    });
+    if established.is_some_and(|it| decide::established_counts(&it, service, segment)) {
+        return true;
+    }
+    let Some(opening) = maps::opening().get(key) else {
+        return false;
+    };
+    if !decide::opening_counts(&opening, service, segment) {
+        return false;
+    }
+    if !segment.opens() {
+        let seen = decide::seen_from_client(&opening, segment, now);
+        maps::established().insert(key, &Arrival { seen, ..opening });
+        maps::opening().remove(key);
+    }
+    true
+}
+
+/// Whether a datagram is of a flow that is known; notes that it was seen.
+#[inline(always)]
+pub fn knows_udp(key: &ArrivalKey, service: u32) -> bool {
+    let now = maps::now();
+    let known = maps::datagrams().update(key, |arrival| Arrival {
+        seen: Arrival::pack(arrival.flags(), now),
+        ..*arrival
+    });
+    // Service 0 is none.
+    known.map_or(0, |arrival| arrival.service) == service
+}
+
+/// Hands the packet to the backend. Unless its flow is known, that makes an arrival.
+#[inline(always)]
+pub fn hand_over(
+    frame: &mut Frame,
+    ip: &Ip,
+    flow: &Flow,
+    place: &Place,
+    known: bool,
+    reason: Reason,
+) -> Outcome {
     // Before the packet is touched: what is of another family can only be a mistake of the maps.
     if place.addr.is_v4() == ip.v6 {
         return Err(Reason::UnknownBackend);
@@ -155,49 +282,38 @@ fn try_deliver(frame: &mut Frame, ip: &Ip, flow: &Flow, place: &Place, reason: R
     let key = maps::arrival_key(&flow.client, flow.client_port, place.id);
     if ip.proto == proto::TCP {
         let segment = ip.segment(&frame.view())?;
-        arrive_tcp(&key, place.service, &segment)?;
-    } else {
-        arrive_udp(&key, place.service);
+        if segment.opens() {
+            open(&key, place.service, &segment)?;
+        } else if !known {
+            stray(&key, place.service, &segment)?;
+        }
+    } else if !known {
+        let seen = Arrival::pack(0, maps::now());
+        let arrival = Arrival { service: place.service, seen, ..Default::default() };
+        maps::datagrams().insert(&key, &arrival);
     }
     rewrite::destination(&mut frame.view(), ip, flow, place.addr, place.port)?;
     Ok(Verdict::Pass(reason))
 }
 
-/// A client's segment meets what is known of its flow.
+/// A segment of a flow that nobody knows. The arrival may be needed, for the maps may have lost it;
+/// but strays must not crowd out handshakes.
 #[inline(always)]
-fn arrive_tcp(key: &ArrivalKey, service: u32, segment: &decide::Segment) -> Result<(), Reason> {
-    let now = maps::now();
-    if segment.opens() {
-        return open(key, service, segment, now);
-    }
-    let known = maps::established().update(key, |arrival| Arrival {
-        seen: decide::seen_from_client(arrival, segment, now),
-        ..*arrival
-    });
-    if known.is_some_and(|arrival| arrival.service == service) {
+fn stray(key: &ArrivalKey, service: u32, segment: &Segment) -> Result<(), Reason> {
+    if maps::opening().get(key).is_some_and(|opening| opening.service == service) {
         return Ok(());
     }
-    match maps::opening().get(key) {
-        Some(opening) if opening.service == service => {
-            if decide::promotes(&opening, segment) {
-                let seen = decide::seen_from_client(&opening, segment, now);
-                maps::established().insert(key, &Arrival { seen, ..opening });
-                maps::opening().remove(key);
-            }
-        }
-        _ => maps::opening().insert(key, &decide::opening(service, segment, now)),
+    if !maps::stray_allowed() {
+        return Err(Reason::StrayLimited);
     }
+    maps::opening().insert(key, &decide::opening(service, segment, maps::now()));
     Ok(())
 }
 
 /// A SYN. One that is sent again keeps its opening, and with it what the backend has answered.
 #[inline(always)]
-fn open(
-    key: &ArrivalKey,
-    service: u32,
-    segment: &decide::Segment,
-    now: Tick,
-) -> Result<(), Reason> {
+fn open(key: &ArrivalKey, service: u32, segment: &Segment) -> Result<(), Reason> {
+    let now = maps::now();
     if let Some(known) = maps::established().get(key) {
         if decide::clashes(&known, service, now) {
             return Err(Reason::Clash);
@@ -213,13 +329,4 @@ fn open(
         maps::opening().insert(key, &decide::opening(service, segment, now));
     }
     Ok(())
-}
-
-#[inline(always)]
-fn arrive_udp(key: &ArrivalKey, service: u32) {
-    let seen = Arrival::pack(0, maps::now());
-    let known = maps::datagrams().update(key, |arrival| Arrival { seen, ..*arrival });
-    if known.is_none_or(|arrival| arrival.service != service) {
-        maps::datagrams().insert(key, &Arrival { service, seen, ..Default::default() });
-    }
 }

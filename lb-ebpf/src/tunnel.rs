@@ -3,12 +3,13 @@
 use lb_common::{
     abi::TUNNEL_VERSION,
     backend::Backend,
+    chain::{Visited, is_young},
     hop::Hop,
     net::proto,
     reason::Reason,
     wire::{
         eth::{Mac, ethertype},
-        geneve::{self, DataHeader, OVERHEAD_V4, OVERHEAD_V6, Visited},
+        geneve::{self, DataHeader, OVERHEAD_V4, OVERHEAD_V6},
         ipv4::Ipv4,
         ipv6::Ipv6,
         l4::Udp,
@@ -46,9 +47,41 @@ struct OuterV6 {
 }
 const _: () = assert!(size_of::<OuterV6>() == OVERHEAD_V6 as usize);
 
+/// What the tunnel's header says beside the backend, and what the packet counts as.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Note {
+    pub visited: Visited,
+    /// Of the sender's table.
+    pub slots: u16,
+    /// [`geneve::data_flags`].
+    pub flags: u8,
+    pub reason: Reason,
+}
+
+impl Note {
+    /// Of a forwarder whose record has these.
+    #[inline(always)]
+    pub const fn forwarded(slots: u32, record_flags: u32) -> Self {
+        Self {
+            visited: Visited::NONE,
+            slots: slots as u16,
+            flags: if is_young(record_flags) { geneve::data_flags::YOUNG } else { 0 },
+            reason: Reason::Forwarded,
+        }
+    }
+}
+
 /// Sends the packet to `backend`'s node. `hash` gives the source port, so that fabrics spread flows.
 #[inline(always)]
-pub fn send(frame: &mut Frame, link: &Link, ip: &Ip, backend: &Backend, hash: u64) -> Fate {
+pub fn send(
+    frame: &mut Frame,
+    link: &Link,
+    ip: &Ip,
+    backend: &Backend,
+    hash: u64,
+    note: Note,
+) -> Fate {
     let Some(hop) = maps::hop(backend.node) else {
         return Fate::of(Err(Reason::NoHop));
     };
@@ -59,7 +92,7 @@ pub fn send(frame: &mut Frame, link: &Link, ip: &Ip, backend: &Backend, hash: u6
     if ip.length + overhead as usize > hop.mtu as usize {
         return icmp::too_big(frame, link, ip, hop.mtu.saturating_sub(overhead));
     }
-    encapsulate(frame, link, ip, &Way { backend, hop, hash })
+    encapsulate(frame, link, ip, &Way { backend, hop, hash, note })
 }
 
 /// Where a packet goes on to.
@@ -67,6 +100,7 @@ struct Way<'w> {
     backend: &'w Backend,
     hop: &'w Hop,
     hash: u64,
+    note: Note,
 }
 
 #[inline(never)]
@@ -76,7 +110,7 @@ fn encapsulate(frame: &mut Frame, link: &Link, ip: &Ip, way: &Way<'_>) -> Fate {
 
 #[inline(always)]
 fn try_encapsulate(frame: &mut Frame, link: &Link, ip: &Ip, way: &Way<'_>) -> Outcome {
-    let Way { backend, hop, hash } = *way;
+    let Way { backend, hop, hash, note } = *way;
     let over_v4 = hop.destination.is_v4();
     let overhead = if over_v4 { OVERHEAD_V4 } else { OVERHEAD_V6 };
     rewrite::lower_ttl(&mut frame.view(), ip)?;
@@ -92,20 +126,20 @@ fn try_encapsulate(frame: &mut Frame, link: &Link, ip: &Ip, way: &Way<'_>) -> Ou
         *view.at_mut::<OuterV4>(link.l3)? = OuterV4 {
             ip: headers::ipv4(&hop.source, &hop.destination, proto::UDP, udp_length + 20, ip.tos),
             udp: udp(hash, udp_length),
-            tunnel: header(backend, link.ethertype),
+            tunnel: header(backend, link.ethertype, &note),
         };
     } else {
         let udp_length = length + (OVERHEAD_V6 - 40) as u16;
         *view.at_mut::<OuterV6>(link.l3)? = OuterV6 {
             ip: headers::ipv6(&hop.source, &hop.destination, proto::UDP, udp_length, ip.tos),
             udp: udp(hash, udp_length),
-            tunnel: header(backend, link.ethertype),
+            tunnel: header(backend, link.ethertype, &note),
         };
     }
     if hop.ifindex == frame.ifindex() {
-        return Ok(Verdict::Transmit(Reason::Forwarded));
+        return Ok(Verdict::Transmit(note.reason));
     }
-    Ok(Verdict::Redirect(Reason::Forwarded, hop.ifindex))
+    Ok(Verdict::Redirect(note.reason, hop.ifindex))
 }
 
 /// Checksum 0 over both families: see `wire::geneve`. Source ports are dynamic ones (RFC 6335 6).
@@ -120,7 +154,7 @@ fn udp(hash: u64, length: u16) -> Udp {
 }
 
 #[inline(always)]
-fn header(backend: &Backend, inner: u16) -> DataHeader {
+fn header(backend: &Backend, inner: u16, note: &Note) -> DataHeader {
     DataHeader {
         base: geneve::Geneve {
             version_length: geneve::VERSION_LENGTH,
@@ -135,12 +169,12 @@ fn header(backend: &Backend, inner: u16) -> DataHeader {
         },
         data: geneve::Data {
             version: TUNNEL_VERSION,
-            flags: 0,
-            reserved: 0,
+            flags: note.flags,
+            slots: note.slots.to_be(),
             seed_tag: setting::seed_tag(),
             backend: backend.addr.into(),
             backend_port: backend.port.wire(),
-            visited: Visited { first: 0, second: 0, third: 0 },
+            visited: note.visited.to_header(),
         },
     }
 }

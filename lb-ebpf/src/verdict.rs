@@ -31,10 +31,25 @@ mod action {
     pub const TRANSMIT: u64 = 2;
     pub const REDIRECT: u64 = 3;
     pub const DROP: u64 = 4;
+    pub const UNDECIDED: u64 = 5;
 }
 
 impl Fate {
     pub const NOT_OURS: Self = Self::new(action::NOT_OURS, 0, 0);
+
+    /// The packet was put aside for [`crate::chain::settle`]; never what the entry acts on.
+    pub const UNDECIDED: Self = Self::new(action::UNDECIDED, 0, 0);
+
+    /// A drop by the reason's number.
+    #[inline(always)]
+    pub fn drop(reason: u32) -> Self {
+        Self::new(action::DROP, reason, 0)
+    }
+
+    #[inline(always)]
+    pub fn is_undecided(self) -> bool {
+        self.0 == Self::UNDECIDED.0
+    }
 
     #[inline(always)]
     const fn new(action: u64, reason: u32, ifindex: u32) -> Self {

@@ -34,7 +34,8 @@ header!(
     version: u8,
     /// [`data_flags`].
     flags: u8,
-    reserved: u16,
+    /// Of the sender's table; 0: not told.
+    slots: Be16,
     /// Eight bytes, as memory holds them.
     seed_tag: u64,
     backend: WireAddr,

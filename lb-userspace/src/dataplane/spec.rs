@@ -123,6 +123,11 @@ const fn spec<K, V>(name: &'static str, kind: Kind, entries: Entries) -> Spec {
     Spec { name, kind, key_size, value_size, entries }
 }
 
+/// What only the BPF object knows the form of.
+const fn scratch(name: &'static str) -> Spec {
+    Spec { name, kind: Kind::PerCpuArray, key_size: 4, value_size: 0, entries: Entries::Object }
+}
+
 /// Services: two a frontend, and the pair of index 0 that is not used.
 fn services(limits: &Limits) -> u32 {
     2 * (limits.frontends + 1)
@@ -157,15 +162,10 @@ pub const SPECS: [Spec; map::ALL.len()] = [
         Kind::PerCpuArray,
         Entries::Fixed(capacity::REASONS),
     ),
-    Spec {
-        name: map::REFUSALS,
-        kind: Kind::PerCpuArray,
-        key_size: 4,
-        value_size: 0,
-        entries: Entries::Object,
-    },
+    scratch(map::BUDGETS),
     hash::<Addr, u64>(map::YIELDS, |limits| limits.vips),
     spec::<ClaimKey, Claim>(map::CLAIMS, Kind::Hash, Entries::Fixed(capacity::CLAIMS)),
+    scratch(map::UNDECIDED),
 ];
 
 impl Spec {
