@@ -71,7 +71,8 @@ pub struct Candidate {
 }
 
 /// Fingerprints of the backends that were asked, as the tunnel's header lists them: four in the one
-/// word, three in the other, 0 for an empty place. The newest stands in front.
+/// word, three in the other, 0 for an empty place. The newest stands in
+/// front of its word.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Visited {
     low: u64,

@@ -239,7 +239,7 @@ impl chain::View for View<'_> {
 
     #[inline(always)]
     fn knows(&mut self, id: BackendId) -> bool {
-        self.0.known = knows(id.0) != 0;
+        self.0.known = knows(self.0, id.0) != 0;
         self.0.known
     }
 
@@ -255,10 +255,7 @@ impl chain::View for View<'_> {
 
 /// Whether the backend of that id, which is here, knows the case's flow: 1 or 0.
 #[inline(never)]
-fn knows(id: u32) -> u64 {
-    let Some(case) = maps::case() else {
-        return 0;
-    };
+fn knows(case: &Case, id: u32) -> u64 {
     let key = maps::arrival_key(&case.flow.client, case.flow.client_port, BackendId(id));
     let known = if case.ip.proto == proto::TCP {
         receive::knows_tcp(&key, case.service, &case.segment)

@@ -16,8 +16,8 @@ use lb_common::{
     wire::{
         eth::ethertype,
         geneve::{
-            CLASS, Data, DataHeader, OPTION_LENGTH, OVERHEAD_V4, OVERHEAD_V6, VERSION_LENGTH,
-            kind, vni_word,
+            CLASS, Data, DataHeader, OPTION_LENGTH, OVERHEAD_V4, OVERHEAD_V6, VERSION_LENGTH, kind,
+            vni_word,
         },
         ipv4::Ipv4,
         ipv6::Ipv6,
@@ -151,7 +151,7 @@ fn unpack(frame: &mut Frame, outer: &Link, header: &Header, outer_tos: u8) -> Re
     let service = frontend.outside;
     let data = &header.data;
     let (addr, port) = (data.backend_addr(), data.backend_port());
-    if addr.is_v4() == ip.v6 {
+    if addr.is_v4() == ip.v6 || addr.is_unset() {
         return Err(Reason::UnknownBackend);
     }
     let (seed, version) = (data.seed_tag, data.version);
@@ -203,12 +203,7 @@ fn try_deliver(
     let key = maps::arrival_key(&flow.client, flow.client_port, place.id);
     let opens = ip.proto == proto::TCP && ip.segment(&frame.view())?.opens();
     if !opens && !is_known(&frame.view(), ip, &key, place.service)? {
-        let meant = Meant {
-            id: place.id,
-            addr: place.addr,
-            port: place.port,
-            ..Meant::NOBODY
-        };
+        let meant = Meant { id: place.id, addr: place.addr, port: place.port, ..Meant::NOBODY };
         return Ok(chain::put_aside(link, ip, flow, place.service, &meant));
     }
     Ok(Fate::of(hand_over(frame, ip, flow, place, true, Reason::DeliveredLocal)))
@@ -257,10 +252,8 @@ pub fn knows_tcp(key: &ArrivalKey, service: u32, segment: &Segment) -> bool {
 #[inline(always)]
 pub fn knows_udp(key: &ArrivalKey, service: u32) -> bool {
     let now = maps::now();
-    let known = maps::datagrams().update(key, |arrival| Arrival {
-        seen: Arrival::pack(arrival.flags(), now),
-        ..*arrival
-    });
+    let known = maps::datagrams()
+        .update(key, |arrival| Arrival { seen: Arrival::pack(arrival.flags(), now), ..*arrival });
     // Service 0 is none.
     known.map_or(0, |arrival| arrival.service) == service
 }

@@ -1,20 +1,22 @@
 //! An executable model of every packet's fate on the way in: verdict and reason.
 //!
 //! Written from the design and docs/packets.md, not from the BPF programs, and as plainly as
-//! possible: it reads bytes by number and knows no map. It remembers nothing, so two things are
-//! outside of it: the clash of two frontends, which needs an established flow, and the limit of
-//! refusals. Of the product it uses the flow hash alone, because hash and slot are the contract.
+//! possible: it reads bytes by number and knows no map. It remembers nothing, so no flow is known to
+//! it, and two things are outside of it: the clash of two frontends, which needs an established flow,
+//! and the limits. Of the product it uses the hashes alone, because hash, slot and fingerprint are the
+//! contract.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use lb_common::hash::{client_hash, flow_hash, slot_of};
+use lb_common::hash::{client_hash, fingerprint, flow_hash, slot_of};
+use lb_common::hop;
 use lb_common::net::{Flow, Port};
 use lb_common::reason::Reason;
 use lb_common::service::flags;
 
 use crate::packet::Mac;
-use crate::rig::{Action, Service};
+use crate::rig::{Action, Service, Target};
 
 /// What the model says of a frame.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -55,6 +57,35 @@ pub struct World {
     /// Backends that have left although slots name them.
     pub gone: Vec<IpAddr>,
     pub ways: BTreeMap<u32, Way>,
+    /// Flags of nodes, where they have any: `lb_common::hop::flags`.
+    pub nodes: BTreeMap<u32, u32>,
+    /// Who else may know flows of a service, by VIP, port and protocol.
+    pub candidates: BTreeMap<(IpAddr, u16, u8), Candidates>,
+}
+
+/// Who may know flows of a service beside its slots' owners; the same for every slot.
+#[derive(Clone, Debug, Default)]
+pub struct Candidates {
+    pub claims: Vec<Target>,
+    /// More claim its slots than there is room for.
+    pub overflow: bool,
+    /// Owners of before, newest first.
+    pub past: Vec<Target>,
+}
+
+/// For whom a packet came, and what was said on the way.
+#[derive(Default)]
+struct Arrived {
+    /// None: for nobody, since its slot has no owner.
+    meant: Option<(IpAddr, u16)>,
+    /// Fingerprints of those who were asked.
+    asked: Vec<u16>,
+    /// Places left in the list: it is filled from the front of its four and of its three places.
+    room: usize,
+    young: bool,
+    last: bool,
+    foreign: bool,
+    tunnelled: bool,
 }
 
 pub struct Model {
@@ -233,11 +264,24 @@ impl Model {
         let Some(pool) = self.pools.get(&(packet.destination, to, packet.proto)) else {
             return packet.refused(Reason::RefusedNoFrontend);
         };
+        let nobody = Arrived::default();
+        let Some(owner) = self.owner(pool, packet, from, to) else {
+            return self.undecided(packet, pool, (from, to), &Arrived { room: 7, ..nobody });
+        };
+        if self.world.gone.contains(&owner.addr) {
+            return Err(Reason::StaleOwner);
+        }
+        if owner.node == 0 {
+            let meant = Some((owner.addr, owner.port));
+            return self.undecided(packet, pool, (from, to), &Arrived { meant, room: 7, ..nobody });
+        }
+        self.send(packet, &owner, Reason::Forwarded)
+    }
+
+    /// The backend that the packet's slot names.
+    fn owner(&self, pool: &Service, packet: &Packet<'_>, from: u16, to: u16) -> Option<Target> {
         if pool.backends.is_empty() {
-            if pool.flags & flags::LOCAL_ONLY != 0 {
-                return Err(Reason::LocalOnly);
-            }
-            return packet.refused(Reason::RefusedNoBackend);
+            return None;
         }
         let hash = if pool.flags & flags::CLIENT_AFFINITY != 0 {
             client_hash(&self.world.flow_key, &packet.source.into())
@@ -253,13 +297,11 @@ impl Model {
                 },
             )
         };
-        let backend = pool.backends[slot_of(hash, pool.slots) as usize % pool.backends.len()];
-        if self.world.gone.contains(&backend.addr) {
-            return Err(Reason::StaleOwner);
-        }
-        if backend.node == 0 {
-            return Ok(Fate::new(Action::Pass, &[Reason::DeliveredLocal]));
-        }
+        Some(pool.backends[slot_of(hash, pool.slots) as usize % pool.backends.len()])
+    }
+
+    /// To a backend's node.
+    fn send(&self, packet: &Packet<'_>, backend: &Target, reason: Reason) -> Result<Fate> {
         let way = self.world.ways.get(&backend.node).ok_or(Reason::NoHop)?;
         if packet.ttl <= 1 {
             return Err(Reason::TtlExceeded);
@@ -268,7 +310,97 @@ impl Model {
             return packet.answered_by_icmp(Reason::TooBig);
         }
         let action = if way.same_interface { Action::Tx } else { Action::Redirect };
-        Ok(Fate::new(action, &[Reason::Forwarded]))
+        Ok(Fate::new(action, &[reason]))
+    }
+
+    fn name(&self, addr: IpAddr, port: u16) -> u16 {
+        fingerprint(&self.world.flow_key, &addr.into(), Port::new(port))
+    }
+
+    /// May be asked: it lives, and so does its node, to which there is a way.
+    fn is_usable(&self, backend: &Target) -> bool {
+        let has = |flag| self.world.nodes.get(&backend.node).is_some_and(|set| set & flag != 0);
+        let reached = self.world.ways.contains_key(&backend.node) && !has(hop::flags::DEAD);
+        !self.world.gone.contains(&backend.addr) && (backend.node == 0 || reached)
+    }
+
+    /// A packet of a flow that nobody here knows.
+    fn undecided(
+        &self,
+        packet: &Packet<'_>,
+        pool: &Service,
+        (from, to): (u16, u16),
+        arrived: &Arrived,
+    ) -> Result<Fate> {
+        let key = (pool.vip, pool.port, pool.proto);
+        let none = Candidates::default();
+        let candidates = self.world.candidates.get(&key).unwrap_or(&none);
+        let owner = self.owner(pool, packet, from, to);
+        let tcp = packet.proto == TCP;
+        let opens = tcp && packet.bytes[packet.header + 13] & 0b10110 == 0b10;
+        let delivered = if arrived.tunnelled { Reason::Received } else { Reason::DeliveredLocal };
+        let delivered = Fate::new(Action::Pass, &[delivered]);
+        let here = arrived
+            .meant
+            .is_some_and(|(addr, port)| self.local.contains(&(addr, port, packet.proto)));
+        let stateless = !tcp && pool.flags & flags::STATELESS != 0;
+        if here && (arrived.last || stateless) {
+            return Ok(delivered);
+        }
+        if arrived.last {
+            return Err(Reason::UnknownBackend);
+        }
+        let young = arrived.young || pool.flags & (flags::YOUNG | flags::ALWAYS_YOUNG) != 0;
+        let never_drops = pool.flags & flags::ALWAYS_YOUNG != 0;
+        let to_owner = || match owner {
+            None if pool.flags & flags::LOCAL_ONLY != 0 => Err(Reason::LocalOnly),
+            None => packet.refused(Reason::RefusedNoBackend),
+            Some(owner) if self.world.gone.contains(&owner.addr) => Err(Reason::StaleOwner),
+            Some(owner) if owner.node == 0 => Ok(delivered.clone()),
+            Some(owner) => self.send(packet, &owner, Reason::SentLast),
+        };
+        if arrived.foreign || stateless {
+            return to_owner();
+        }
+        let mut asked = arrived.asked.clone();
+        asked.extend(arrived.meant.map(|(addr, port)| self.name(addr, port)));
+        let open = |backend: &Target| {
+            self.is_usable(backend) && !asked.contains(&self.name(backend.addr, backend.port))
+        };
+        if opens && here {
+            // New wherever it is, but once to the owner.
+            return match owner.filter(|owner| arrived.asked.is_empty() && open(owner)) {
+                Some(owner) if owner.node != 0 => self.send(packet, &owner, Reason::SentOn),
+                _ => Ok(delivered),
+            };
+        }
+        let all_past = young || candidates.overflow;
+        let mute = |backend: &Target| {
+            let flags = self.world.nodes.get(&backend.node).copied().unwrap_or_default();
+            flags & hop::flags::CLAIMS_ALL != 0
+        };
+        let past = candidates.past.iter().filter(|backend| all_past || mute(backend));
+        let others = candidates.claims.iter().chain(past).filter(|_| !opens);
+        // Nobody of this node knows the flow, but each takes a place in the list.
+        let mut room = arrived.room.checked_sub(usize::from(arrived.meant.is_some()));
+        for backend in owner.iter().chain(others).filter(|backend| open(backend)) {
+            let Some(left) = room else {
+                break;
+            };
+            if backend.node != 0 {
+                return self.send(packet, backend, Reason::SentOn);
+            }
+            if opens {
+                break;
+            }
+            room = left.checked_sub(1);
+        }
+        let nobody = arrived.meant.is_none();
+        let taken = opens && owner.is_some_and(|owner| owner.node == 0 && open(&owner));
+        if tcp && young && !never_drops && !(nobody && opens) && !taken {
+            return Err(Reason::Unsettled);
+        }
+        to_owner()
     }
 
     fn tunnelled(&self, outer: &[u8], over_v6: bool) -> Result<Fate> {
@@ -292,8 +424,7 @@ impl Model {
             return Err(Reason::NotMember);
         }
         match header[10] {
-            // Probes are answered across versions.
-            0x81 if header[12] != 1 => Err(Reason::BadTunnel),
+            // Of every version.
             0x81 => self.received(&outer[at + 56..], header, tos & 3),
             0x82 => Ok(Fate::answer(Reason::ProbeAnswered)),
             // No agent ever ran here.
@@ -326,24 +457,44 @@ impl Model {
         if outer_ecn == 3 && packet.ecn == 0 {
             return Err(Reason::EcnInconsistent);
         }
-        let (_, to) = packet.ports()?;
-        if !self.pools.contains_key(&(packet.destination, to, packet.proto)) {
-            return Err(Reason::UnknownFrontend);
-        }
+        let (from, to) = packet.ports()?;
+        let pool = self
+            .pools
+            .get(&(packet.destination, to, packet.proto))
+            .ok_or(Reason::UnknownFrontend)?;
         let backend = canonical(&header[24..40]);
-        let port = u16::from_be_bytes([header[40], header[41]]);
-        if !self.local.contains(&(backend, port, packet.proto)) {
+        if backend.is_ipv6() != is_v6 || backend.is_unspecified() && is_v6 {
             return Err(Reason::UnknownBackend);
         }
-        let (action, reason) = if backend.is_ipv6() == is_v6 {
-            (Action::Pass, Reason::Received)
-        } else {
-            (Action::Drop, Reason::UnknownBackend)
-        };
-        if header[16..24] == self.world.seed_tag {
-            return Ok(Fate::new(action, &[reason]));
+        let mut beside = Vec::new();
+        if header[16..24] != self.world.seed_tag {
+            beside.push(Reason::ForeignSeed);
         }
-        Ok(Fate::new(action, &[reason, Reason::ForeignSeed]))
+        if header[12] != 1 {
+            beside.push(Reason::ForeignVersion);
+        }
+        let slots = u32::from(u16::from_be_bytes([header[14], header[15]]));
+        if slots != 0 && slots != pool.slots {
+            beside.push(Reason::ForeignSlots);
+        }
+        let asked: Vec<_> =
+            header[42..56].chunks(2).map(|two| u16::from_ne_bytes([two[0], two[1]])).collect();
+        let free = |list: &[u16]| list.iter().rev().take_while(|name| **name == 0).count();
+        let arrived = Arrived {
+            meant: Some((backend, u16::from_be_bytes([header[40], header[41]]))),
+            room: free(&asked[..4]) + free(&asked[4..]),
+            asked: asked.into_iter().filter(|name| *name != 0).collect(),
+            young: header[13] & 1 != 0,
+            last: header[13] & 2 != 0,
+            foreign: !beside.is_empty(),
+            tunnelled: true,
+        };
+        let fate = self
+            .undecided(&packet, pool, (from, to), &arrived)
+            .unwrap_or_else(|reason| Fate::new(Action::Drop, &[reason]));
+        let mut reasons = [fate.reasons, beside].concat();
+        reasons.sort();
+        Ok(Fate { reasons, ..fate })
     }
 }
 

@@ -14,11 +14,13 @@ use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::Program;
 use aya::{Ebpf, EbpfLoader, Pod};
 use bytemuck::NoUninit;
-use lb_common::abi::{BLOCK_SLOTS, map};
+use lb_common::abi::{BLOCK_SLOTS, budget, map};
 use lb_common::arrival::{Arrival, ArrivalKey};
 use lb_common::backend::{Backend, BackendId};
+use lb_common::claim::{Claim, ClaimKey};
 use lb_common::frontend::{Endpoint, Frontend, Vip, filter_position, vip_flags};
 use lb_common::globals::{self, SETTINGS, Settings, state};
+use lb_common::hash::fingerprint;
 use lb_common::hop::{Hop, Member, Uplink, Uplinks};
 use lb_common::net::{Addr, Port};
 use lb_common::reason::Counter;
@@ -140,9 +142,9 @@ pub fn product() -> Result<Cow<'static, [u8]>> {
 
 /// Sizes that tests use: small, so that a rig loads fast.
 const SMALL: [(&str, u32); 15] = [
-    (map::FRONTENDS, 64),
-    (map::FRONTEND_OF, 128),
-    (map::SERVICES, 128),
+    (map::FRONTENDS, 256),
+    (map::FRONTEND_OF, 256),
+    (map::SERVICES, 256),
     (map::RECORDS, 256),
     (map::OWNERS, 512),
     (map::BACKENDS, 128),
@@ -153,7 +155,7 @@ const SMALL: [(&str, u32); 15] = [
     (map::OPENING, 1024),
     (map::ESTABLISHED, 1024),
     (map::DATAGRAMS, 1024),
-    (map::SERVICE_COUNTERS, 128),
+    (map::SERVICE_COUNTERS, 256),
     (map::BACKEND_COUNTERS, 128),
 ];
 
@@ -225,7 +227,8 @@ impl Rig {
         let mut rig = Self {
             ebpf,
             // Index 0 means "none" everywhere.
-            next_service: 1,
+            // The two services of a frontend share all but the last bit.
+            next_service: 2,
             next_record: 1,
             next_block: 1,
             next_backend: 1,
@@ -260,7 +263,7 @@ impl Rig {
     /// backends; returns the service index.
     pub fn service(&mut self, service: &Service) -> Result<u32> {
         let index = self.next_service;
-        self.next_service += 1;
+        self.next_service += 2;
         self.vip(service.vip, Vip { announced_on: UPLINK, flags: vip_flags::ECHO })?;
         let endpoint = Endpoint::new(service.vip.into(), Port::new(service.port), service.proto);
         self.insert(map::FRONTENDS, endpoint, Frontend { outside: index, inside: index })?;
@@ -289,7 +292,7 @@ impl Rig {
     }
 
     /// First block of the table that deals `slots` slots to `owners` in turn.
-    fn table(&mut self, owners: Vec<u32>, slots: u32) -> Result<u32> {
+    pub fn table(&mut self, owners: Vec<u32>, slots: u32) -> Result<u32> {
         if let Some(first) = self.tables.get(&(owners.clone(), slots)) {
             return Ok(*first);
         }
@@ -320,10 +323,11 @@ impl Rig {
             }
         };
         let (addr, port) = (target.addr.into(), Port::new(target.port));
+        let fingerprint = fingerprint(&FLOW_KEY, &addr, port);
         self.set(
             map::BACKENDS,
             id.index(),
-            Backend { addr, id, node: target.node, port, fingerprint: 1, reserved: 0 },
+            Backend { addr, id, node: target.node, port, fingerprint, reserved: 0 },
         )?;
         if target.node == 0 {
             self.insert(map::LOCAL_BACKENDS, Endpoint::new(addr, port, proto), id)?;
@@ -335,6 +339,24 @@ impl Rig {
     pub fn service_index(&mut self, vip: IpAddr, port: u16, proto: u8) -> Result<u32> {
         let frontends: HashMap<&mut MapData, Endpoint, Frontend> = self.map(map::FRONTENDS)?;
         Ok(frontends.get(&Endpoint::new(vip.into(), Port::new(port), proto), 0)?.outside)
+    }
+
+    /// Changes a service's record in place, as no agent may.
+    pub fn edit(&mut self, service: u32, change: impl FnOnce(&mut Record)) -> Result<()> {
+        let services: Array<&mut MapData, u64> = self.map(map::SERVICES)?;
+        let index = ServiceWord(services.get(&service, 0)?).record();
+        let records: Array<&mut MapData, Record> = self.map(map::RECORDS)?;
+        let mut record = records.get(&index, 0)?;
+        change(&mut record);
+        self.set(map::RECORDS, index, record)
+    }
+
+    /// All slots of a service are claimed so.
+    pub fn claim(&mut self, service: u32, slots: u32, claim: Claim) -> Result<()> {
+        for slot in 0..slots {
+            self.insert(map::CLAIMS, ClaimKey { frontend: service >> 1, slot }, claim)?;
+        }
+        Ok(())
     }
 
     /// Ends a backend's life, as the agent does, and leaves the slots that name it.
@@ -425,10 +447,15 @@ impl Rig {
 
     /// Sets each CPU's count of refusals in the window that begins now.
     pub fn refusals(&mut self, sent: u64) -> Result<()> {
+        self.budget(budget::REFUSALS, sent)
+    }
+
+    /// Sets what each CPU has done of one [`budget`] in the window that begins now.
+    pub fn budget(&mut self, index: u32, done: u64) -> Result<()> {
         let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)?;
         let start = now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64;
         let cpus = aya::util::nr_cpus().map_err(|(_, error)| error).context("count the CPUs")?;
-        let mut map: PerCpuArray<&mut MapData, [u64; 2]> = self.map(map::REFUSALS)?;
-        Ok(map.set(0, PerCpuValues::try_from(vec![[start, sent]; cpus])?, 0)?)
+        let mut map: PerCpuArray<&mut MapData, [u64; 2]> = self.map(map::BUDGETS)?;
+        Ok(map.set(index, PerCpuValues::try_from(vec![[start, done]; cpus])?, 0)?)
     }
 }

@@ -1,6 +1,6 @@
 //! The tunnel by hand: Geneve (RFC 8926) without inner Ethernet, one option of weir.
 //!
-//! Layout of the option's body, from the design: version, flags, two bytes reserved, seed tag (8),
+//! Layout of the option's body, from the design: version, flags, slots (2), seed tag (8),
 //! backend's address (16, IPv4 mapped) and port (2), seven fingerprints (14).
 
 use std::net::IpAddr;
@@ -58,6 +58,8 @@ pub struct Tunnel {
     pub length: u8,
     pub version: u8,
     pub data_flags: u8,
+    /// Of the sender's table; 0: not told.
+    pub slots: u16,
     pub seed_tag: [u8; 8],
     pub backend: IpAddr,
     pub backend_port: u16,
@@ -65,7 +67,7 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    /// Nothing visited, no flags.
+    /// Nothing visited, no flags, no number of slots.
     pub fn new(vni: u32, seed_tag: [u8; 8], backend: IpAddr, backend_port: u16) -> Self {
         Self {
             version_length: 12,
@@ -77,6 +79,7 @@ impl Tunnel {
             length: 11,
             version: 1,
             data_flags: 0,
+            slots: 0,
             seed_tag,
             backend,
             backend_port,
@@ -101,7 +104,8 @@ impl Tunnel {
     /// The frame that carries `inner`, an IP packet.
     pub fn carry(&self, outer: &Outer, inner: &[u8]) -> Frame {
         let mut bytes = self.base();
-        bytes.extend([self.version, self.data_flags, 0, 0]);
+        bytes.extend([self.version, self.data_flags]);
+        bytes.extend(self.slots.to_be_bytes());
         bytes.extend(self.seed_tag);
         bytes.extend(match self.backend {
             IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),

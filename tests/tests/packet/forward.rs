@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use lb_common::reason::Reason;
 use lb_tests::packet::{Frame, Outer, Tunnel};
 use lb_tests::rig::{
-    Action, NO_HEADROOM, NODE_MAC, PEER_MAC, SEED_TAG, TUNNEL_PORT, VNI, own, peer,
+    Action, NO_HEADROOM, NODE_MAC, PEER_MAC, SEED_TAG, SLOTS, TUNNEL_PORT, VNI, own, peer,
 };
 
 use crate::world::*;
@@ -15,7 +15,8 @@ fn carried(over_v6: bool, v6: bool, inner: &Frame, port: u16, tos: u8) -> Frame 
     let outer = Outer::new(own(over_v6), peer(over_v6), port, TUNNEL_PORT)
         .macs(PEER_MAC, NODE_MAC)
         .with(|frame| frame.tos(tos));
-    Tunnel::new(VNI, SEED_TAG, remote_backend(v6), BACKEND_PORT).carry(&outer, &inner.packet())
+    let tunnel = Tunnel::new(VNI, SEED_TAG, remote_backend(v6), BACKEND_PORT);
+    Tunnel { slots: SLOTS as u16, ..tunnel }.carry(&outer, &inner.packet())
 }
 
 fn delivered(frame: &Frame, v6: bool) -> Frame {

@@ -4,6 +4,7 @@
 
 mod answers;
 mod arrivals;
+mod chain;
 mod egress;
 mod forward;
 mod receive;
@@ -17,10 +18,18 @@ use lb_common::reason::Reason;
 use world::{Row, run};
 
 fn all() -> Vec<Row> {
-    [forward::rows(), receive::rows(), answers::rows(), vec![answers::limited()], egress::rows()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        forward::rows(),
+        receive::rows(),
+        chain::rows(),
+        chain::limited(),
+        answers::rows(),
+        vec![answers::limited()],
+        egress::rows(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 #[test]
@@ -51,6 +60,16 @@ fn tunnelled_packets_reach_the_backend_or_are_dropped_with_their_reason() {
 #[test]
 fn what_weir_answers_itself_is_right() {
     run(answers::rows());
+}
+
+#[test]
+fn packets_of_unknown_flows_go_to_who_may_know_them() {
+    run(chain::rows());
+}
+
+#[test]
+fn what_strays_may_cost_is_limited() {
+    chain::limited().iter().for_each(world::run_in_time);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The receiver: what comes out of the tunnel, and who may put something in.
 
+use lb_common::abi::LAYOUT_VERSION;
 use lb_common::globals::state;
 use lb_common::reason::Reason;
 use lb_tests::packet::{Frame, Outer, Probe, Tunnel, kind};
@@ -23,7 +24,7 @@ fn tunnel(v6: bool) -> Tunnel {
 
 /// A client's frame as it lies in the tunnel, and as the backend must get it.
 fn inner(v6: bool, proto: u8) -> (Frame, Frame) {
-    let frame = to_port(v6, proto, REMOTE).ttl(63);
+    let frame = to_port(v6, proto, LOCAL).ttl(63);
     let delivered =
         frame.clone().addresses(client(v6), local_backend(v6)).ports(CLIENT_PORT, BACKEND_PORT);
     (frame, delivered)
@@ -67,7 +68,7 @@ fn delivered(rows: &mut Vec<Row>, name: &str, v6: bool, proto: u8, over_v6: bool
     row("congestion mark goes inside", carry(&marked).tos(0xbb), &marked_out, &[Reason::Received]);
     row(
         "inner congestion mark stays",
-        carry(&marked_out.clone().addresses(client(v6), vip(v6)).ports(CLIENT_PORT, REMOTE)),
+        carry(&marked_out.clone().addresses(client(v6), vip(v6)).ports(CLIENT_PORT, LOCAL)),
         &marked_out,
         &[Reason::Received],
     );
@@ -88,6 +89,20 @@ fn delivered(rows: &mut Vec<Row>, name: &str, v6: bool, proto: u8, over_v6: bool
         foreign.carry(&outer(over_v6), &frame.packet()),
         &out,
         &[Reason::Received, Reason::ForeignSeed],
+    );
+    let newer = Tunnel { version: 99, ..tunnel(v6) };
+    row(
+        "another version",
+        newer.carry(&outer(over_v6), &frame.packet()),
+        &out,
+        &[Reason::Received, Reason::ForeignVersion],
+    );
+    let slots = Tunnel { slots: 7, ..tunnel(v6) };
+    row(
+        "another number of slots",
+        slots.carry(&outer(over_v6), &frame.packet()),
+        &out,
+        &[Reason::Received, Reason::ForeignSlots],
     );
     let visited = Tunnel { visited: [7; 7], data_flags: 3, ..tunnel(v6) };
     row(
@@ -117,18 +132,20 @@ fn refused(rows: &mut Vec<Row>, name: &str, v6: bool, proto: u8, over_v6: bool) 
         carry(frame.clone().addresses(client(v6), stranger(v6))),
         Reason::UnknownFrontend,
     );
-    let elsewhere = Tunnel { backend: remote_backend(v6), ..tunnel(v6) };
-    row(
-        "backend of another node",
-        elsewhere.carry(&outer(over_v6), &frame.packet()),
-        Reason::UnknownBackend,
-    );
-    let port = Tunnel { backend_port: 1, ..tunnel(v6) };
-    row(
-        "backend's port is another",
-        port.carry(&outer(over_v6), &frame.packet()),
-        Reason::UnknownBackend,
-    );
+    let wrong = [
+        ("backend of another node", Tunnel { backend: remote_backend(v6), ..tunnel(v6) }),
+        ("backend's port is another", Tunnel { backend_port: 1, ..tunnel(v6) }),
+    ];
+    for (what, tunnel) in wrong {
+        let last = Tunnel { data_flags: 2, ..tunnel };
+        row(what, last.carry(&outer(over_v6), &frame.packet()), Reason::UnknownBackend);
+    }
+    for (what, backend) in [("other family", local_backend(!v6)), ("none", "::".parse().unwrap())] {
+        let protocol = tunnel(v6).protocol;
+        let meant = Tunnel { backend, protocol, ..tunnel(v6) };
+        let name = format!("backend meant is of {what}");
+        row(&name, meant.carry(&outer(over_v6), &frame.packet()), Reason::UnknownBackend);
+    }
     row(
         "source is this node",
         carry(frame.clone().addresses(own(v6), vip(v6))),
@@ -154,7 +171,7 @@ fn refused(rows: &mut Vec<Row>, name: &str, v6: bool, proto: u8, over_v6: bool) 
 fn malformed(rows: &mut Vec<Row>, over_v6: bool) {
     let (frame, _) = inner(false, TCP);
     let base = tunnel(false);
-    let changes: [(&str, Tunnel); 9] = [
+    let changes: [(&str, Tunnel); 8] = [
         ("version", Tunnel { version_length: 0x40 | 12, ..base.clone() }),
         ("options too short", Tunnel { version_length: 11, ..base.clone() }),
         ("options too long", Tunnel { version_length: 13, ..base.clone() }),
@@ -163,7 +180,6 @@ fn malformed(rows: &mut Vec<Row>, over_v6: bool) {
         ("class", Tunnel { class: 0x0102, ..base.clone() }),
         ("option type", Tunnel { kind: 0x80, ..base.clone() }),
         ("option length", Tunnel { length: 10, ..base.clone() }),
-        ("our version", Tunnel { version: 99, ..base.clone() }),
     ];
     let family = if over_v6 { "v6" } else { "v4" };
     for (name, tunnel) in changes {
@@ -223,8 +239,14 @@ fn probes(rows: &mut Vec<Row>, over_v6: bool) {
     let back = Outer::new(own(over_v6), peer(over_v6), TUNNEL_PORT, SOURCE_PORT)
         .macs(GATEWAY_MAC, NODE_MAC);
     let answer = |age| {
-        Probe { kind: kind::PROBE_ANSWER, boot_id, heartbeat_age: age, layout: 2, ..probe }
-            .frame(&back)
+        Probe {
+            kind: kind::PROBE_ANSWER,
+            boot_id,
+            heartbeat_age: age,
+            layout: LAYOUT_VERSION,
+            ..probe
+        }
+        .frame(&back)
     };
     rows.push(Row::answered(
         format!("probe over {family}: no agent yet"),
