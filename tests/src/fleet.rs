@@ -171,6 +171,17 @@ impl<'lab> Fleet<'lab> {
         Ok(serde_json::from_slice(&output.stdout)?)
     }
 
+    /// Removes a node's files: its next agent knows nothing of what was, but for what is pinned.
+    pub fn forget(&self, node: &Host) -> Result<()> {
+        let files = node.dir().join(Path::new(STATE_DIR).file_name().context("a name")?);
+        match fs::remove_dir_all(&files) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("remove {}", files.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn command(&self, node: &Host, arguments: &[&str]) -> Command {
         let binaries = self.binaries.lock().unwrap_or_else(PoisonError::into_inner);
         let mut command = node.command(binaries.get(node.name()).unwrap_or(&self.binary));
@@ -322,7 +333,7 @@ impl Drop for Fleet<'_> {
 }
 
 /// The binary that a variable names.
-fn named(variable: &str) -> Result<PathBuf> {
+pub fn named(variable: &str) -> Result<PathBuf> {
     let binary = std::env::var_os(variable).with_context(|| {
         format!("set {variable} to a weir binary: cargo xtask build --debug --next")
     })?;

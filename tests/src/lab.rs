@@ -14,7 +14,7 @@
 //! ```
 //!
 //! (Decimal digits are written alike in both families: 10.0.0.12 goes with fd00::12.) The router resolves a VIP on the
-//! switch by ARP and NDP, like any address there.
+//! switch by ARP and NDP, like any address there, unless it was told to spread a VIP over nodes ([`Lab::spread`]).
 //!
 //! - Every host is a [`Namespace`]: nothing has a name that another lab could take, and the kernel takes everything back
 //!   when the process ends, however it ends. Labs run in parallel.
@@ -43,7 +43,7 @@ pub use device::{
 };
 pub use host::{Forwarding, Host, Process};
 pub use namespace::Namespace;
-pub use netlink::{Netlink, Prefix, default_route, host_route};
+pub use netlink::{Netlink, Prefix, default_route, host_route, index};
 pub use netlink_packet_route::link::XdpAttached;
 pub use topology::{Lab, LabBuilder, Node, UPLINK};
 pub use wait::eventually;

@@ -7,10 +7,12 @@
 //! - [`http`]: one request, or many over one connection; answers name the server
 //! - [`bulk`]: many bytes by TCP in either direction, every one checked
 //! - [`udp`]: datagrams that are echoed with the server's name
+//! - [`long`]: conversations that last, and must stay with their server
 //! - [`under_load`]: requests that go on while something happens
 
 pub mod bulk;
 pub mod http;
+pub mod long;
 mod server;
 pub mod udp;
 mod under_load;

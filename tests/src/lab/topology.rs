@@ -164,6 +164,21 @@ impl Lab {
         [v4(0, 0, digits).into(), v6(0, 0, digits).into()]
     }
 
+    /// Has the router spread what is for `vips` over `nodes`, by addresses and ports of each flow; nobody needs to announce
+    /// them. Replaces the nodes that were there; the router keeps no flow, so many flows then change their node.
+    pub fn spread(&self, vips: &[IpAddr], nodes: &[&Node]) -> Result<()> {
+        let families = [("ipv4", false), ("ipv6", true)];
+        for (name, v6) in families {
+            self.router.sysctl(&format!("net/{name}/fib_multipath_hash_policy"), "1")?;
+            let gateways: Vec<_> =
+                nodes.iter().map(|node| if v6 { node.v6() } else { node.v4() }).collect();
+            for vip in vips.iter().filter(|vip| vip.is_ipv6() == v6) {
+                self.router.route(host_route(*vip), &gateways)?;
+            }
+        }
+        Ok(())
+    }
+
     /// All hosts with their addresses, and how to get a shell on each.
     pub fn map(&self) -> String {
         let hosts =
