@@ -1,7 +1,9 @@
 //! What `cargo xtask bench` runs. Each bench returns a report with a `schema` field, prints it for
 //! people or as JSON, and says of each goal whether it was met.
 
+pub mod churn;
 pub mod failover;
+pub mod flood;
 pub mod gossip;
 pub mod health;
 pub mod membership;

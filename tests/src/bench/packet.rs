@@ -172,7 +172,7 @@ fn memory(product: &Rig) -> Result<Vec<Memory>> {
 }
 
 /// `WEIR_BENCH_OBJECT`, or what `cargo xtask build-bpf` left in the target directory.
-fn bench_object() -> Result<Vec<u8>> {
+pub(super) fn bench_object() -> Result<Vec<u8>> {
     let path = match env::var_os("WEIR_BENCH_OBJECT") {
         Some(path) => PathBuf::from(path),
         None => {

@@ -30,6 +30,10 @@ enum Bench {
     Health,
     /// What clients feel when nodes, agents, cables and servers fail.
     Failover(bench::failover::Options),
+    /// Long conversations while backends, forwarders and agents come, go and die.
+    Churn(bench::churn::Options),
+    /// Floods of strays beside established connections.
+    Flood(bench::flood::Options),
     /// What gossip costs a member of a small and of a large group, in virtual time.
     Gossip,
     /// What probes and gossip together cost a node, in virtual time.
@@ -48,6 +52,8 @@ fn main() -> Result<ExitCode> {
         Bench::Maps => met(&bench::tables::run_maps(args.json)?.goals),
         Bench::Health => met(&bench::health::run(args.json)?.goals),
         Bench::Failover(options) => bench::failover::run(&options, args.json)?,
+        Bench::Churn(options) => bench::churn::run(&options, args.json)?,
+        Bench::Flood(options) => met(&bench::flood::run(&options, args.json)?.goals),
         Bench::Gossip => met(&bench::gossip::run(args.json)?.goals),
         Bench::Membership => met(&bench::membership::run(args.json)?.goals),
         Bench::Serve { name, port } => {
