@@ -1,5 +1,6 @@
 //! Programs that only the packet bench loads: the wrappers that restore and vary the packet, the
-//! floors, and the control. They are an object of their own, so the product's holds none of them.
+//! floors, the control, and the sender of floods. They are an object of their own, so the product's
+//! holds none of them.
 //!
 //! `BPF_PROG_TEST_RUN` with `repeat` hands the packet on as the last run left it. So a wrapper first
 //! undoes the last run (head adjustment, headers), chooses a flow, and tail-calls the program under
@@ -7,12 +8,13 @@
 #![no_std]
 #![no_main]
 
+mod stray;
 mod template;
 
 use aya_ebpf::{
     bindings::{TC_ACT_UNSPEC, xdp_action},
     btf_maps::{Array, LruHashMap, ProgramArray},
-    helpers::generated::{bpf_redirect, bpf_xdp_adjust_head},
+    helpers::generated::{bpf_get_prandom_u32, bpf_redirect, bpf_xdp_adjust_head},
     macros::{btf_map, classifier, xdp},
     programs::{TcContext, XdpContext},
 };
@@ -35,6 +37,7 @@ use lb_ebpf::{
     tunnel::{self, Note},
     verdict::Fate,
 };
+use stray::Flood;
 use template::{TEMPLATE, Template, client};
 
 #[btf_map]
@@ -203,6 +206,35 @@ fn remembered(service: u32, flow: &Flow) -> Result<BackendId, Reason> {
     let id = maps::owner(record.owners, slot_of(hash, record.slots));
     let _ = FLOWS.insert(key, id, 0);
     Ok(id)
+}
+
+#[btf_map]
+static FLOODS: Array<Flood, 1> = Array::new();
+
+/// Makes one frame of a flood, and sends it out of the interface that the run names.
+#[xdp]
+pub fn flood(ctx: XdpContext) -> u32 {
+    let Some(flood) = FLOODS.get(0) else {
+        return xdp_action::XDP_ABORTED;
+    };
+    // SAFETY: the helper takes nothing and gives a number.
+    let random = || unsafe { bpf_get_prandom_u32() };
+    let stray = flood.stray([random(), random(), random()]);
+    let (start, end) = (ctx.data(), ctx.data_end());
+    for (index, word) in flood.words.iter().enumerate() {
+        put(start, end, index as u32 * 8, *word);
+    }
+    put(start, end, stray::IP_CHECK_AT, stray.ip_check.to_be());
+    put(start, end, stray::SOURCE_AT, stray.source.to_be());
+    put(start, end, stray::PORT_AT, stray.port.to_be());
+    if flood.tcp == 1 {
+        put(start, end, stray::SEQ_AT, stray.seq.to_be());
+        put(start, end, stray::ACK_AT, stray.ack.to_be());
+        put(start, end, stray::TCP_CHECK_AT, stray.l4_check.to_be());
+    } else {
+        put(start, end, stray::UDP_CHECK_AT, stray.l4_check.to_be());
+    }
+    xdp_action::XDP_TX
 }
 
 #[panic_handler]
