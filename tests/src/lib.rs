@@ -6,6 +6,7 @@
 //! - [`packet`]: frames, built and checked without the product's code
 //! - [`model`]: the fate of every packet, written from the design
 //! - [`pins`]: a BPF file system of a thread's own
+//! - [`plane`]: the product's maps as the product fills them
 //! - [`rig`]: the loaded BPF object, run on one frame at a time
 //! - [`bench`]: what is measured and the goals it must meet
 //! - [`demo`]: the outage, replayed with and without weir
@@ -17,5 +18,6 @@ pub mod lab;
 pub mod model;
 pub mod packet;
 pub mod pins;
+pub mod plane;
 pub mod rig;
 pub mod traffic;

@@ -153,3 +153,25 @@ async fn agents_of_one_key_hear_each_others_words_also_after_the_key_changed() {
     timeout(ENOUGH, a.reports.wait_for(refused)).await.unwrap().unwrap();
     assert!(!heard(&a.members.borrow(), "c") && !heard(&stranger.members.borrow(), "a"));
 }
+
+/// After a drain of many: more than datagrams carry.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_thousand_claims_travel() {
+    const CLAIMS: u32 = 100_000;
+    let (gossip, tunnel) = (free_port().await, free_port().await);
+    let [mut a, mut b] = ["a", "b"].map(|name| Running::start(name, tunnel, gossip, KEY));
+    let heard = |members: &Arc<Members>, name| members.nodes.get(name).is_some_and(|it| it.heard);
+    a.until(|members| heard(members, "b")).await;
+    b.until(|members| heard(members, "a")).await;
+    let start = Instant::now();
+    for n in 0..CLAIMS {
+        let key = Key::new(Topic::CLAIM, [&[0; 33][..], &n.to_be_bytes()].concat());
+        a.publish.send((key, Some(vec![7; 16]))).unwrap();
+    }
+    let mut claims = BTreeSet::new();
+    while claims.len() < CLAIMS as usize {
+        let changes = timeout(ENOUGH, b.claims.recv()).await.unwrap().unwrap();
+        claims.extend(changes.into_iter().map(|change| change.key.name));
+    }
+    println!("{CLAIMS} claims travelled in {:?}", start.elapsed());
+}

@@ -2,6 +2,7 @@
 //! people or as JSON, and says of each goal whether it was met.
 
 pub mod churn;
+pub mod claims;
 pub mod failover;
 pub mod flood;
 pub mod gossip;

@@ -28,6 +28,8 @@ enum Bench {
     Maps,
     /// Health checks: 10,000 targets on one node.
     Health,
+    /// Claims: what it costs to look through the arrivals.
+    Claims,
     /// What clients feel when nodes, agents, cables and servers fail.
     Failover(bench::failover::Options),
     /// Long conversations while backends, forwarders and agents come, go and die.
@@ -54,6 +56,7 @@ fn main() -> Result<ExitCode> {
         Bench::Failover(options) => bench::failover::run(&options, args.json)?,
         Bench::Churn(options) => bench::churn::run(&options, args.json)?,
         Bench::Flood(options) => met(&bench::flood::run(&options, args.json)?.goals),
+        Bench::Claims => met(&bench::claims::run(args.json)?.goals),
         Bench::Gossip => met(&bench::gossip::run(args.json)?.goals),
         Bench::Membership => met(&bench::membership::run(args.json)?.goals),
         Bench::Serve { name, port } => {

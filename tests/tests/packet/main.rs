@@ -9,6 +9,7 @@ mod egress;
 mod forward;
 mod receive;
 mod robust;
+mod scan;
 mod world;
 
 use std::collections::BTreeSet;

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::{
-    HoldDowns,
+    ArrivalTimes, HoldDowns,
     seed::{gossip_key_from, seed_from},
 };
 
@@ -20,6 +20,7 @@ fn without_fields_agents_talk_by_the_seed_and_every_node_announces() {
     assert_eq!(agent.gossip.keys, [gossip_key_from(seed)]);
     assert_eq!((&agent.gossip.seeds, &agent.gateways), (&vec![], &vec![]));
     assert_eq!(agent.hold_downs, HoldDowns::default());
+    assert_eq!(agent.arrivals, ArrivalTimes::default());
     assert!(agent.announce_interfaces.is_empty());
     let web = &intent.frontends["web"];
     assert!(!web.local_only && web.announce == Default::default());
@@ -34,6 +35,7 @@ fn every_field_of_members_is_read() {
     previousKey: another key of words
     seeds: ['192.0.2.7:7000', '[2001:db8::7]:7000']
   holdDowns: {backends: 2s, vips: 0s, most: 30s, forget: 5m, mute: 10s}
+  arrivals: {established: 24h, closed: 10s, opening: 20s, datagrams: 30s}
   announce: {interfaces: ['eth*'], gateways: [192.0.2.254, 'fe80::1']}
 ",
     );
@@ -53,6 +55,15 @@ fn every_field_of_members_is_read() {
         ["192.0.2.7:7000", "[2001:db8::7]:7000"].map(|it| it.parse().unwrap())
     );
     let seconds = Duration::from_secs;
+    assert_eq!(
+        agent.arrivals,
+        ArrivalTimes {
+            established: seconds(24 * 3600),
+            closed: seconds(10),
+            opening: seconds(20),
+            datagrams: seconds(30),
+        }
+    );
     assert_eq!(
         agent.hold_downs,
         HoldDowns {
@@ -137,6 +148,7 @@ fn wrong_values_are_named_with_what_is_allowed() {
             "unknown field `keys`, did you mean `key`?",
         ),
         ("node: n1", "node: n1\n  holdDowns: {mute: 500ms}", 6, "allowed: 1s to 3600s"),
+        ("node: n1", "node: n1\n  arrivals: {closed: 9s}", 6, "allowed: 10s to 604800s"),
         (
             "node: n1",
             "node: n1\n  holdDowns: {most: 3s}",
