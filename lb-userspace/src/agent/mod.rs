@@ -53,7 +53,7 @@ use crate::{
     model::{AgentSettings, Intent},
     netlink,
     report::{control::SOCKET, status::FILE},
-    sources::file::FileSource,
+    sources::{checkpoint, file::FileSource, trust},
 };
 use begin::{Begun, begin};
 use state::{Inlets, State};
@@ -124,7 +124,7 @@ fn overrides(args: &AgentArgs) -> Overrides {
 }
 
 /// Takes weir off this node: detaches everything, removes the pins of all layouts, the proxy entries
-/// of VIPs, the control socket and the last account of an agent. What people ordered stays in the
+/// of VIPs, the control socket, checkpoints and the last account of an agent. What people ordered stays in the
 /// state folder.
 async fn cleanup(args: AgentArgs) -> anyhow::Result<()> {
     let agent = config::load(&args.config, &overrides(&args))?.agent;
@@ -133,7 +133,8 @@ async fn cleanup(args: AgentArgs) -> anyhow::Result<()> {
     let mut removed = attach::cleanup(&agent.pin_dir, &devices).await?;
     let vips = announce::neighbour::forget().await?;
     removed.extend(vips.iter().map(|vip| format!("proxy entry of {vip}")));
-    for name in [SOCKET, FILE] {
+    // Checkpoints hold keys.
+    for name in [SOCKET, FILE, trust::FILE].into_iter().chain(checkpoint::EVERY_FILE) {
         let path = agent.state_dir.join(name);
         match fs::remove_file(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -29,6 +29,16 @@ const ANY_SCHEMA: &str = "weir.checkpoint/v";
 /// Names in the state directory: the newest, and the one before it.
 pub const FILES: [&str; 2] = ["checkpoint", "checkpoint.previous"];
 
+/// All names that a state directory may hold: what there is to remove where weir goes.
+pub const EVERY_FILE: [&str; 6] = [
+    FILES[0],
+    FILES[1],
+    FRESH,
+    "checkpoint.new.previous",
+    "checkpoint.set-aside",
+    "checkpoint.previous.set-aside",
+];
+
 /// While they are written.
 const FRESH: &str = "checkpoint.new";
 
@@ -174,7 +184,7 @@ pub fn write(state_dir: &Path, intent: &Intent, asked: Digest, now_ms: u64) -> i
     file.write_all(&to_bytes(intent, asked, now_ms)?)?;
     file.sync_all()?;
     // At any moment at least one of the two names is a whole file.
-    let link = state_dir.join(format!("{FRESH}.previous"));
+    let link = state_dir.join(EVERY_FILE[3]);
     remove(&link)?;
     match fs::hard_link(&newest, &link) {
         Ok(()) => fs::rename(&link, &previous)?,

@@ -63,6 +63,8 @@ fn the_newest_and_the_one_before_it_are_kept_for_their_owner_alone() {
         assert_eq!(mode & 0o777, 0o600, "{name}");
     }
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "nothing else is left");
+    assert!(EVERY_FILE.iter().all(|name| name.starts_with(FILES[0])));
+    assert!(FILES.iter().all(|name| EVERY_FILE.contains(&format!("{name}.{SET_ASIDE}").as_str())));
     let [newest, previous] = &read(dir.path(), None).checkpoints[..] else { panic!() };
     assert_eq!((newest.written_ms, previous.written_ms), (2, 1));
     assert_eq!(newest.asked, digest_of(&other()));
