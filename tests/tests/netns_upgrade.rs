@@ -7,17 +7,29 @@ use std::{
     net::SocketAddr,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use aya::maps::{HashMap, Map, MapData};
+use lb_common::{
+    abi::{LAYOUT_VERSION, capacity, map},
+    arrival::{Arrival, ArrivalKey},
+    backend::BackendId,
+    net::{Addr, Port},
+};
 use lb_tests::{
     fleet::{BINARY, Fleet, NEXT_BINARY, SOON, frontend, members, pin_dir, tcp_check},
     lab::{Host, Lab, Node, eventually},
+    pins::Pins,
     traffic::{
         Server,
         http::{Connection, HttpServer},
         udp::{self, Flow},
     },
+};
+use weir::{
+    dataplane::load::{Loaded, load},
+    model::Limits,
 };
 
 /// For one answer: far beyond what a machine that is busy needs.
@@ -217,4 +229,56 @@ fn a_take_over_that_is_killed_at_any_moment_loses_nothing() {
         fleet.wait_ready();
     });
     assert_eq!(folders(node).len(), 2, "{:?}", folders(node));
+}
+
+/// A quarter million flows, of which none may be missing, wrong, or twice.
+#[test]
+fn all_flows_of_a_full_map_are_moved_and_the_former_layout_goes() {
+    let pins = Pins::private().unwrap();
+    let pin_dir = pins.dir("weir");
+    let limits = Limits {
+        frontends: capacity::FRONTENDS,
+        owner_blocks: capacity::OWNER_BLOCKS,
+        backends: capacity::BACKENDS,
+        nodes: capacity::NODES,
+        vips: capacity::VIPS,
+        opening: capacity::OPENING,
+        established: capacity::ESTABLISHED,
+        datagrams: capacity::DATAGRAMS,
+    };
+    let flows = limits.established * 9 / 10;
+    let load = |limits: &Limits| load(&pin_dir, limits, &Default::default()).unwrap();
+    let maps = pin_dir.join(format!("v{LAYOUT_VERSION}"));
+    let established = || {
+        let data = MapData::from_pin(maps.join("maps").join(map::ESTABLISHED)).unwrap();
+        let map = Map::from_map_data(data).unwrap();
+        HashMap::<_, ArrivalKey, Arrival>::try_from(map).unwrap()
+    };
+    let flow = |number: u32| {
+        let client = Addr::from_halves([0, u64::from(number)]);
+        let key = ArrivalKey::new(client, Port::new(80), BackendId::new(1, 1));
+        (key, Arrival { service: number, ..Default::default() })
+    };
+    drop(load(&limits));
+    let mut before = established();
+    for (key, arrival) in (0..flows).map(flow) {
+        before.insert(key, arrival, 0).unwrap();
+    }
+    fs::rename(&maps, pin_dir.join("v9")).unwrap();
+    // Of another number of entries, so it is not the same map.
+    let (mut loaded, _) = load(&Limits { established: limits.established + 1, ..limits });
+    assert_eq!(established().keys().count(), 0);
+    let start = Instant::now();
+    let (_loaded, former): (Loaded, _) = loaded.take_former().expect("a former").settle().unwrap();
+    println!("{flows} flows were moved within {:?}", start.elapsed());
+    former.forget().unwrap();
+    assert_eq!(before.keys().count(), 0);
+    let after: BTreeMap<_, _> = established().iter().map(Result::unwrap).map(number).collect();
+    assert!((0..flows).eq(after.keys().copied()), "{} flows are left", after.len());
+    assert!(after.iter().all(|(number, arrival)| arrival == &flow(*number).1));
+    assert_eq!(fs::read_dir(&pin_dir).unwrap().count(), 2);
+}
+
+fn number((key, arrival): (ArrivalKey, Arrival)) -> (u32, Arrival) {
+    (key.client.halves()[1] as u32, arrival)
 }

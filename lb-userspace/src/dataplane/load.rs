@@ -105,8 +105,8 @@ pub struct Unsettled {
 
 impl Unsettled {
     /// Moves all flows and loads the programs that look at this layout's maps only. When those are on
-    /// all devices, the former layout may be forgotten. Blocks for as long as the flows take: about
-    /// three seconds a million.
+    /// all devices, the former layout may be forgotten. Blocks for as long as the flows take: ten to
+    /// fifty microseconds each.
     pub fn settle(mut self) -> Result<(Loaded, Former), LoadError> {
         let dir = maps_dir(&self.pin_dir);
         let flows = self.former.empty(&dir)?;

@@ -389,3 +389,57 @@ fn at(path: &Path) -> impl Fn(io::Error) -> MigrateError {
 fn map_at(path: &Path) -> impl Fn(MapError) -> MigrateError {
     move |source| MigrateError::Map { path: path.to_owned(), source }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        frontends: 1,
+        owner_blocks: 1,
+        backends: 1,
+        nodes: 1,
+        vips: 1,
+        opening: 1,
+        established: 1,
+        datagrams: 1,
+    };
+
+    /// Folders only: maps need a kernel, and those that are missing are made anew.
+    fn start_from(folders: &[String]) -> (bool, Vec<String>) {
+        let pins = tempfile::tempdir().unwrap();
+        for folder in folders {
+            fs::create_dir_all(pins.path().join(folder).join("maps")).unwrap();
+        }
+        let takeover = Takeover::begin(pins.path(), &LIMITS).unwrap();
+        assert!(takeover.dir().is_dir());
+        let former = takeover.commit().unwrap();
+        let took_over = former.is_some();
+        assert!(maps_dir(pins.path()).is_dir());
+        former.map(Former::forget).transpose().unwrap();
+        let names = pins.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name());
+        (took_over, names.map(|name| name.into_string().unwrap()).collect())
+    }
+
+    #[test]
+    fn a_start_from_any_moment_of_a_take_over_leaves_this_layout_alone() {
+        let own = format!("v{LAYOUT_VERSION}");
+        let [older, newer, next] = ["v1", "v999", NEXT].map(str::to_owned);
+        let former = |name: &String| format!("{FORMER}{name}");
+        for (folders, takes_over) in [
+            (vec![], false),
+            (vec![next.clone()], false),
+            (vec![own.clone()], false),
+            (vec![own.clone(), next.clone()], false),
+            (vec![older.clone()], true),
+            (vec![newer.clone(), next.clone()], true),
+            (vec![former(&newer), next.clone()], true),
+            (vec![former(&own), next], false),
+            (vec![former(&older), own.clone()], true),
+            (vec![former(&own), newer.clone()], true),
+            (vec![former(&older), newer], true),
+        ] {
+            assert_eq!(start_from(&folders), (takes_over, vec![own.clone()]), "{folders:?}");
+        }
+    }
+}
