@@ -12,6 +12,7 @@ mod begin;
 pub mod control;
 mod heartbeat;
 mod keep;
+mod memory;
 pub mod orders;
 mod report;
 mod state;
@@ -52,10 +53,12 @@ use crate::{
     membership::{self, Change, drain::Keeper},
     model::{AgentSettings, Intent},
     netlink,
+    plan::history::{self, History},
     report::{control::SOCKET, status::FILE},
     sources::{checkpoint, file::FileSource, trust},
 };
 use begin::{Begun, begin};
+use memory::Memory;
 use state::{Inlets, State};
 
 /// Changes that come within this are one.
@@ -227,7 +230,9 @@ impl Agent {
             started: SystemTime::now(),
             state_dir: agent.state_dir.clone(),
         };
-        let state = State::new(data_plane, loaded, outlets, (keeper, keep), about);
+        let history = History::new(agent.seed, history::Rules::default());
+        let memory = Memory::new(history, outlets.applied.clone());
+        let state = State::new(data_plane, loaded, outlets, memory, (keeper, keep), about);
         Ok(Self { state, inlets, orders, tasks, heartbeat, _lock: lock })
     }
 
@@ -386,7 +391,7 @@ fn wire(
         own: own.clone(),
         announced: announced.clone(),
         publish: publish.clone(),
-        applied,
+        applied: applied.clone(),
     };
     let seed_tag = Keys::of(&agent.seed).tag;
     // Greater in each life of the agent.

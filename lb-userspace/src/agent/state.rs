@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use super::{
     control::Asked,
     keep::Keep,
+    memory::{Difference, Memory, hop_flags},
     orders::obey,
     report::{About, unix_ms},
 };
@@ -29,7 +30,7 @@ use crate::{
     model::{Drained, Intent, Life, MemberState, Members, Problem, Targets, Verdicts},
     netlink::Interfaces,
     plan::{
-        self, Askers, Desired, FrontendKey, Inputs,
+        self, Askers, Desired, Inputs,
         flows::{Applied, Consensus},
     },
     report::status::Attachment,
@@ -134,19 +135,15 @@ impl Basis {
     }
 }
 
-/// How a plan differs from the one before.
-enum Difference {
-    /// It was made anew; this was the former.
-    Anew(Desired),
-    /// Only these frontends' owners changed.
-    Owners(BTreeSet<FrontendKey>),
-}
-
 pub struct State {
     data_plane: DataPlane<Maps>,
     loaded: Loaded,
     outlets: Outlets,
     pub(super) about: About,
+    /// Sets of before.
+    pub(super) memory: Memory,
+    /// What a former agent left is known to the memory.
+    resumed: bool,
     /// The last plan.
     pub(super) desired: Desired,
     /// What it was made of.
@@ -176,6 +173,7 @@ impl State {
         data_plane: DataPlane<Maps>,
         loaded: Loaded,
         outlets: Outlets,
+        memory: Memory,
         (keeper, keep): (Keeper, Keep),
         about: About,
     ) -> Self {
@@ -194,6 +192,8 @@ impl State {
             keeper,
             keep,
             applied: None,
+            memory,
+            resumed: false,
             desired: Desired::default(),
             unapplied: Vec::new(),
             attachments: BTreeMap::new(),
@@ -214,17 +214,24 @@ impl State {
         let members = inlets.members.borrow_and_update().clone();
         let hops = inlets.hops.borrow_and_update().clone();
         let interfaces = inlets.interfaces.borrow_and_update().clone();
+        let consensus = inlets.consensus.borrow_and_update().clone();
         inlets.source.mark_unchanged();
         self.look_at_drains();
+        if !self.resume(&intent) {
+            return false;
+        }
 
         let difference = self.plan(&intent, &members, &verdicts);
+        let now = Instant::now();
+        let touched =
+            self.memory.remember(&mut self.desired, &difference, &consensus, &members, now);
         let Ok(announced) = self.elect(&intent, &members, &interfaces, &verdicts) else {
             // The plan went on without the maps: the next turn applies all of it.
             self.applied = None;
             return false;
         };
         let around = Surroundings {
-            hops: (*hops).clone(),
+            hops: with_flags(&hops, &members),
             announced: announced.iter().map(|(vip, uplink)| (*vip, uplink.ifindex)).collect(),
             uplinks: uplinks(&intent, &interfaces),
             mtu: smallest_mtu(&intent, &interfaces),
@@ -234,8 +241,9 @@ impl State {
                 let around = *same != around;
                 match difference {
                     Difference::Anew(former) => Scope::between(&former, &self.desired, around),
-                    Difference::Owners(frontends) => {
-                        Scope::Part { around, frontends, backends: BTreeSet::new() }
+                    Difference::Owners(mut frontends) => {
+                        frontends.extend(touched.frontends);
+                        Scope::Part { around, frontends, backends: touched.backends }
                     }
                 }
             }
@@ -248,10 +256,26 @@ impl State {
             self.keep.applied(&intent);
             self.announce(announced.keys().copied().collect());
             tell(&self.outlets.announced, Arc::new(announced));
+            self.memory.tell(self.data_plane.turn(), scope.has_frontends(), now);
         }
         self.own.facts = facts(&intent, &interfaces);
         self.speak();
         applied
+    }
+
+    /// Before the first plan: goes on where a former agent stopped. False if the maps cannot be read.
+    fn resume(&mut self, intent: &Intent) -> bool {
+        if self.resumed {
+            return true;
+        }
+        match self.data_plane.left(&plan::desired_nodes(intent)) {
+            Ok((frontends, plan)) => {
+                self.memory.history.resume(frontends, Instant::now());
+                (self.desired, self.resumed) = (plan, true);
+            }
+            Err(error) => tracing::error!(%error, "maps cannot be read; nothing is changed"),
+        }
+        self.resumed
     }
 
     fn announce(&mut self, now: BTreeSet<IpAddr>) {
@@ -346,7 +370,8 @@ impl State {
         let now_ms = unix_ms(SystemTime::now());
         let wait = |at: u64| Duration::from_millis(at.saturating_sub(now_ms)).min(LONGEST_WAIT);
         let drains = self.drained.until_ms().map(|at| Instant::now() + wait(at));
-        [self.election.next_deadline(), drains].into_iter().flatten().min()
+        let deadlines = [self.election.next_deadline(), self.memory.next_deadline(), drains];
+        deadlines.into_iter().flatten().min()
     }
 
     /// What the orders mean by now: deadlines pass.
@@ -543,6 +568,14 @@ impl Elected {
             && self.basis.3 == now.3
             && done.eq(announced)
     }
+}
+
+/// The ways to all nodes, and what receivers must know of those.
+fn with_flags(hops: &BTreeMap<String, Hop>, members: &Members) -> BTreeMap<String, Hop> {
+    let hop = |(node, hop): (&String, &Hop)| {
+        (node.clone(), Hop { flags: hop_flags(node, members), ..*hop })
+    };
+    hops.iter().map(hop).collect()
 }
 
 /// What others should know of this node.

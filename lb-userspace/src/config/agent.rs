@@ -337,6 +337,7 @@ fn read_limits(spec: &Fields<'_>) -> Limits {
         opening: capacity::OPENING,
         established: capacity::ESTABLISHED,
         datagrams: capacity::DATAGRAMS,
+        claims: capacity::CLAIMS,
     };
     let Some(value) = spec.get("limits") else { return limits };
     // Index 0 of backends and blocks means "none", so one entry alone holds nothing.
@@ -349,6 +350,7 @@ fn read_limits(spec: &Fields<'_>) -> Limits {
         ("opening", &mut limits.opening, 1..=1 << 26),
         ("established", &mut limits.established, 1..=1 << 26),
         ("datagrams", &mut limits.datagrams, 1..=1 << 26),
+        ("claims", &mut limits.claims, 1..=1 << 26),
     ];
     let Some(fields) = value.fields(&entries.each_ref().map(|(name, ..)| *name)) else {
         return limits;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use lb_common::{
     abi::{BLOCK_SLOTS, map},
     backend::{Backend, BackendId},
+    claim::{Claim, ClaimKey},
     frontend::{Endpoint, FILTER_WORDS, Frontend, Vip},
     globals::state,
     hop::{Hop, Member, Uplinks},
@@ -27,6 +28,7 @@ pub struct Fake {
     pub vips: Hash<Addr, Vip>,
     pub yields: Hash<Addr, u64>,
     pub members: Hash<Addr, Member>,
+    pub claims: Hash<ClaimKey, Claim>,
     pub frontend_of: Vec<Endpoint>,
     pub services: Vec<u64>,
     pub records: Vec<Record>,
@@ -83,6 +85,7 @@ impl Fake {
             vips: hash(map::VIPS, entries(map::VIPS)),
             yields: hash(map::YIELDS, entries(map::YIELDS)),
             members: hash(map::MEMBERS, entries(map::MEMBERS)),
+            claims: hash(map::CLAIMS, entries(map::CLAIMS)),
             frontend_of: vec![Endpoint::default(); len(map::FRONTEND_OF)],
             services: vec![0; len(map::SERVICES)],
             records: vec![Record::default(); len(map::RECORDS)],
@@ -156,6 +159,8 @@ impl Store for Fake {
             Step::Service(index, word) => set(map::SERVICES, &mut self.services, index, word.0)?,
             Step::Frontend(endpoint, frontend) => self.frontends.put(endpoint, frontend)?,
             Step::NoFrontend(endpoint) => self.frontends.remove(&endpoint),
+            Step::Claim(key, claim) => self.claims.put(key, claim)?,
+            Step::NoClaim(key) => self.claims.remove(&key),
             Step::Filter(index, word) => set(map::VIP_FILTER, &mut self.filter, index, word)?,
             Step::Vip(addr, vip) => self.vips.put(addr, vip)?,
             Step::NoVip(addr) => self.vips.remove(&addr),
@@ -178,6 +183,7 @@ impl Store for Fake {
             locals: self.locals.iter().collect(),
             members: self.members.iter().collect(),
             vips: self.vips.iter().collect(),
+            claims: self.claims.iter().collect(),
             blocks: self.owners.len() as u32,
         })
     }

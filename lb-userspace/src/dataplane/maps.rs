@@ -13,6 +13,7 @@ use lb_common::{
     abi::{LAYOUT_VERSION, map},
     arrival::{Arrival, ArrivalKey},
     backend::{Backend, BackendId},
+    claim::{Claim, ClaimKey},
     frontend::{Endpoint, Frontend, Vip},
     globals::state,
     hop::{Hop, Member, Uplinks},
@@ -134,6 +135,7 @@ pub struct Maps {
     /// When each was last said, by CLOCK_BOOTTIME in ns.
     pub yields: Table<Addr, u64>,
     pub members: Table<Addr, Member>,
+    pub claims: Table<ClaimKey, Claim>,
     pub opening: Table<ArrivalKey, Arrival>,
     pub established: Table<ArrivalKey, Arrival>,
     pub datagrams: Table<ArrivalKey, Arrival>,
@@ -167,6 +169,7 @@ impl Maps {
             vips: opener.table(map::VIPS)?,
             yields: opener.table(map::YIELDS)?,
             members: opener.table(map::MEMBERS)?,
+            claims: opener.table(map::CLAIMS)?,
             opening: opener.table(map::OPENING)?,
             established: opener.table(map::ESTABLISHED)?,
             datagrams: opener.table(map::DATAGRAMS)?,

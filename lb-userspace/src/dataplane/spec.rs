@@ -12,7 +12,7 @@ use std::{
 
 use aya::maps::{MapInfo, MapType};
 use lb_common::{
-    abi::{LAYOUT_VERSION, capacity, map},
+    abi::{LAYOUT_VERSION, map},
     arrival::{Arrival, ArrivalKey},
     backend::{Backend, BackendId},
     claim::{Claim, ClaimKey},
@@ -164,7 +164,7 @@ pub const SPECS: [Spec; map::ALL.len()] = [
     ),
     scratch(map::BUDGETS),
     hash::<Addr, u64>(map::YIELDS, |limits| limits.vips),
-    spec::<ClaimKey, Claim>(map::CLAIMS, Kind::Hash, Entries::Fixed(capacity::CLAIMS)),
+    hash::<ClaimKey, Claim>(map::CLAIMS, |limits| limits.claims),
     scratch(map::UNDECIDED),
 ];
 

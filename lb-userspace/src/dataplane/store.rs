@@ -7,6 +7,7 @@ use aya::maps::MapError;
 use lb_common::{
     abi::{BLOCK_SLOTS, map},
     backend::{Backend, BackendId},
+    claim::{Claim, ClaimKey},
     frontend::{Endpoint, Frontend, Vip},
     hop::{Hop, Member, Uplinks},
     net::Addr,
@@ -40,6 +41,8 @@ pub enum Step<'a> {
     Service(u32, ServiceWord),
     Frontend(Endpoint, Frontend),
     NoFrontend(Endpoint),
+    Claim(ClaimKey, Claim),
+    NoClaim(ClaimKey),
     Filter(u32, u64),
     Vip(Addr, Vip),
     NoVip(Addr),
@@ -76,6 +79,7 @@ pub struct Contents {
     pub locals: Vec<(Endpoint, BackendId)>,
     pub members: Vec<(Addr, Member)>,
     pub vips: Vec<(Addr, Vip)>,
+    pub claims: Vec<(ClaimKey, Claim)>,
     /// Blocks of the owners arena.
     pub blocks: u32,
 }
@@ -150,6 +154,8 @@ impl Store for Maps {
             }
             Step::Frontend(endpoint, frontend) => self.frontends.put(endpoint, frontend),
             Step::NoFrontend(endpoint) => self.frontends.remove(&endpoint),
+            Step::Claim(key, claim) => self.claims.put(key, claim),
+            Step::NoClaim(key) => self.claims.remove(&key),
             Step::Filter(index, word) => {
                 beyond(map::VIP_FILTER, index)(self.vip_filter.set_word(index, 0, word))
             }
@@ -178,6 +184,7 @@ impl Store for Maps {
             locals: self.local_backends.iter().collect::<Result<_, _>>()?,
             members: self.members.iter().collect::<Result<_, _>>()?,
             vips: self.vips.iter().collect::<Result<_, _>>()?,
+            claims: self.claims.iter().collect::<Result<_, _>>()?,
             blocks: self.owners.entries(),
         })
     }

@@ -200,6 +200,8 @@ pub struct Limits {
     pub opening: u32,
     pub established: u32,
     pub datagrams: u32,
+    /// Slots in which backends of other sets still know flows.
+    pub claims: u32,
 }
 
 /// Object of kind `Node`.

@@ -112,18 +112,19 @@ pub struct DesiredNode {
 /// An object that cannot be served as asked becomes a [`Problem`] and costs only itself: of two that
 /// claim the same frontend the first by name has it.
 pub fn desired(inputs: &Inputs<'_>) -> Desired {
-    let nodes = inputs
-        .intent
-        .nodes
-        .values()
-        .map(|node| (node.name.clone(), DesiredNode { addresses: node.addresses.clone() }));
-    let mut plan = Desired { nodes: nodes.collect(), ..Desired::default() };
+    let mut plan = Desired { nodes: desired_nodes(inputs.intent), ..Desired::default() };
     for object in inputs.intent.frontends.values() {
         add_object(&mut plan, inputs, object);
     }
     plan.problems.sort();
     plan.problems.dedup();
     plan
+}
+
+/// All configured nodes, as a plan holds them.
+pub fn desired_nodes(intent: &Intent) -> BTreeMap<String, DesiredNode> {
+    let node = |node: &Node| DesiredNode { addresses: node.addresses.clone() };
+    intent.nodes.values().map(|it| (it.name.clone(), node(it))).collect()
 }
 
 /// Follows what came since a plan was made of the same intent: equal to a new plan. Returns the frontends whose owners changed.

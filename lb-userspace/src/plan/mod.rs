@@ -9,6 +9,6 @@ pub mod owners;
 
 pub use desired::{
     Askers, Desired, DesiredBackend, DesiredFrontend, DesiredNode, DesiredVip, FrontendKey, Inputs,
-    all_drained, askers, desired, follow, holders, pooled, targets,
+    all_drained, askers, desired, desired_nodes, follow, holders, pooled, targets,
 };
 pub use history::{Changed, History};

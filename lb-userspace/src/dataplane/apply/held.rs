@@ -1,13 +1,14 @@
 //! What the maps hold, and which places are free.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
 use lb_common::{
     backend::BackendId,
+    claim::Claim,
     frontend::{Endpoint, Vip, filter_position},
     hop::{Hop, Uplinks},
     net::{Addr, proto},
@@ -26,8 +27,23 @@ use crate::{model::Protocol, plan::desired::FrontendKey};
 /// What a segment of the arena holds: digest of the pool, and of the ids of its backends.
 pub type Holding = (u64, u64);
 
+/// Of the blocks that tables in force leave, one in so many may hold tables of before: the rest is for
+/// changes.
+const PAST_SHARE: u32 = 2;
+
+/// What stands in a past place.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Place {
+    /// The table of the set with this digest.
+    Set(u64),
+    /// As read back: from this block on.
+    Block(u32),
+    /// A rank of the table that the holding names.
+    Rank(u8, Holding),
+}
+
 /// A frontend's pair of services, by its number.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct HeldFrontend {
     pub number: u32,
     /// Words of the services for clients outside and inside the cluster.
@@ -36,7 +52,15 @@ pub struct HeldFrontend {
     pub record: Record,
     /// None: as read back, not yet compared with what it should hold.
     pub holding: Option<Holding>,
+    /// Digest of the whole set in force, also of those that have no id; none as read back.
+    pub set: Option<u64>,
     pub table: Option<Arc<Table>>,
+    /// What should stand in the past places, and the first block of its table; 0: dropped.
+    pub past: Vec<(Place, u32)>,
+    /// The turn in which the places changed last.
+    pub aged: u64,
+    /// Not all of its claims fit the map.
+    pub crowded: bool,
 }
 
 impl HeldFrontend {
@@ -59,10 +83,24 @@ pub struct HeldBackend {
 #[derive(Clone, Debug)]
 pub struct Segment {
     pub blocks: u32,
-    /// Records that name it.
-    pub users: u32,
+    /// Records that name it in force, and as one of before.
+    pub users: [u32; 2],
     /// None: as read back.
     pub holding: Option<Holding>,
+}
+
+impl Segment {
+    /// Only kept for flows that a former set placed.
+    fn is_past(&self) -> bool {
+        self.users[0] == 0 && self.users[1] > 0
+    }
+}
+
+/// How a record names a table.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum As {
+    InForce,
+    Past,
 }
 
 #[derive(Debug)]
@@ -75,6 +113,14 @@ pub struct Held {
     /// By first block.
     pub segments: BTreeMap<u32, Segment>,
     pub by_holding: HashMap<Holding, u32>,
+    /// Blocks of tables that are in force, and of those that are only kept.
+    pub blocks: [u32; 2],
+    /// Frontends with tables of before, by the turn in which those changed last.
+    pub ages: BTreeSet<(u64, FrontendKey)>,
+    /// By number of the frontend, also of one that is gone: what each slot's entry holds.
+    pub claims: HashMap<u32, BTreeMap<u16, Claim>>,
+    /// Numbers with claims that no frontend has: a former agent stopped between two steps.
+    pub strays: Vec<u32>,
     pub members: BTreeMap<Addr, u32>,
     /// Index of each node other than this one.
     pub nodes: BTreeMap<String, u32>,
@@ -85,9 +131,11 @@ pub struct Held {
     pub uplinks: Option<Uplinks>,
     /// Services that no frontend names: a former agent stopped between two steps.
     pub orphans: Vec<(u32, ServiceWord)>,
-    /// Frontends whose second service still has another record, with its index and first block.
-    pub torn: Vec<(FrontendKey, u32, u32)>,
+    /// Frontends whose second service still has another record, with its index.
+    pub torn: Vec<(FrontendKey, u32, Record)>,
     pub arena: Arena,
+    /// Blocks that tables can have.
+    pub arena_blocks: u32,
     pub records: Indices,
     pub frontend_numbers: Indices,
     pub backend_indices: Indices,
@@ -106,6 +154,10 @@ impl Held {
             locals: contents.locals.iter().copied().collect(),
             segments: BTreeMap::new(),
             by_holding: HashMap::new(),
+            blocks: [0; 2],
+            ages: BTreeSet::new(),
+            claims: HashMap::new(),
+            strays: Vec::new(),
             members: contents.members.iter().map(|(addr, member)| (*addr, member.node)).collect(),
             nodes: BTreeMap::new(),
             hops: contents.hops.clone(),
@@ -116,6 +168,7 @@ impl Held {
             orphans: Vec::new(),
             torn: Vec::new(),
             arena: Arena::new(contents.blocks),
+            arena_blocks: contents.blocks.saturating_sub(1),
             records: Indices::new(len(contents.records.len())),
             frontend_numbers: Indices::new(len(contents.services.len() / 2)),
             backend_indices: Indices::new(len(contents.backends.len())),
@@ -123,6 +176,12 @@ impl Held {
         };
         held.read_backends(&contents);
         held.read_frontends(&contents);
+        for (key, claim) in &contents.claims {
+            let Ok(slot) = u16::try_from(key.slot) else { continue };
+            held.claims.entry(key.frontend).or_default().insert(slot, *claim);
+        }
+        let stray = |number: &&u32| held.frontend_numbers.is_free(**number);
+        held.strays = held.claims.keys().filter(stray).copied().collect();
         for index in held.members.values() {
             // Several addresses of one node share its index.
             let _ = held.node_indices.reserve(*index);
@@ -156,15 +215,27 @@ impl Held {
                 let index = word.record();
                 let record = contents.records.get(index as usize).copied().unwrap_or_default();
                 if self.records.reserve(index) {
-                    self.use_segment(record.owners, blocks(record.slots));
+                    self.read_segment(record.owners, &record, As::InForce);
+                    record
+                        .past
+                        .iter()
+                        .for_each(|first| self.read_segment(*first, &record, As::Past));
                 }
                 record
             });
             if words[0].record() != words[1].record() {
-                self.torn.push((key, words[1].record(), records[1].owners));
+                self.torn.push((key, words[1].record(), records[1]));
             }
-            let (record, table) = (records[0], None);
-            let held = HeldFrontend { number, words, record, holding: None, table };
+            let record = records[0];
+            let past = record.past.iter().filter(|first| **first != 0);
+            let past: Vec<_> = past.map(|first| (Place::Block(*first), *first)).collect();
+            if !past.is_empty() {
+                self.ages.insert((0, key));
+            }
+            let (holding, set, table) = (None, None, None);
+            let (aged, crowded) = (0, false);
+            let held =
+                HeldFrontend { number, words, record, holding, set, table, past, aged, crowded };
             self.frontends.insert(key, held);
         }
         let services = (0..).zip(&contents.services).skip(2);
@@ -174,15 +245,41 @@ impl Held {
         self.orphans = words.filter(|(index, word)| word.record() != 0 && orphan(index)).collect();
     }
 
-    fn use_segment(&mut self, first: u32, blocks: u32) {
-        if first == 0 {
-            return;
+    fn read_segment(&mut self, first: u32, record: &Record, named: As) {
+        let blocks = blocks(record.slots);
+        if first != 0 && !self.segments.contains_key(&first) && self.arena.reserve(first, blocks) {
+            self.segments.insert(first, Segment { blocks, users: [0; 2], holding: None });
         }
-        if let Some(segment) = self.segments.get_mut(&first) {
-            segment.users += 1;
-        } else if self.arena.reserve(first, blocks) {
-            self.segments.insert(first, Segment { blocks, users: 1, holding: None });
+        self.name(first, named);
+    }
+
+    /// One more record names a table.
+    pub fn name(&mut self, first: u32, named: As) {
+        self.count(first, named, |users| users + 1);
+    }
+
+    /// One record fewer names a table.
+    pub fn unname(&mut self, first: u32, named: As) {
+        self.count(first, named, |users| users.saturating_sub(1));
+    }
+
+    fn count(&mut self, first: u32, named: As, count: impl FnOnce(u32) -> u32) {
+        let Some(segment) = self.segments.get_mut(&first) else { return };
+        let filled = |segment: &Segment| {
+            let in_force = if segment.users[0] > 0 { segment.blocks } else { 0 };
+            [in_force, if segment.is_past() { segment.blocks } else { 0 }]
+        };
+        let before = filled(segment);
+        let users = &mut segment.users[named as usize];
+        *users = count(*users);
+        for ((blocks, before), now) in self.blocks.iter_mut().zip(before).zip(filled(segment)) {
+            *blocks = *blocks + now - before;
         }
+    }
+
+    /// Blocks that tables of before may fill.
+    pub fn past_room(&self) -> u32 {
+        self.arena_blocks.saturating_sub(self.blocks[0]) / PAST_SHARE
     }
 
     /// What grace has returned is free.
@@ -209,11 +306,15 @@ impl Held {
     }
 }
 
-fn frontend_key(endpoint: &Endpoint) -> Option<FrontendKey> {
-    let protocol = match endpoint.proto {
-        proto::TCP => Protocol::Tcp,
-        proto::UDP => Protocol::Udp,
-        _ => return None,
-    };
-    Some(FrontendKey { address: endpoint.addr.to_ip(), port: endpoint.port.get(), protocol })
+pub fn frontend_key(endpoint: &Endpoint) -> Option<FrontendKey> {
+    let (address, port) = (endpoint.addr.to_ip(), endpoint.port.get());
+    Some(FrontendKey { address, port, protocol: protocol(endpoint)? })
+}
+
+pub fn protocol(endpoint: &Endpoint) -> Option<Protocol> {
+    match endpoint.proto {
+        proto::TCP => Some(Protocol::Tcp),
+        proto::UDP => Some(Protocol::Udp),
+        _ => None,
+    }
 }

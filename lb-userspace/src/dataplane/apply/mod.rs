@@ -5,12 +5,18 @@
 //! what is new, in the order nodes, backends, tables, frontends, VIPs; then what nothing names any
 //! longer. So a stop after any step leaves every VIP forwarding to living backends.
 //!
+//! A set that changes, the one that it replaces and the word that the frontend is young come into force by
+//! the same switch. Claims of a frontend are written before a record that is no longer young.
+//!
 //! Never edits what a BPF program may be reading: tables and records are written where nothing points,
 //! switched to by one word, and their places reused after a grace period only.
 
 mod around;
+mod claims;
 mod held;
+mod left;
 mod pools;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod wants;
@@ -34,6 +40,7 @@ use crate::{
     plan::{Desired, desired::FrontendKey, owners::Tables},
 };
 use held::Held;
+pub use tables::Reserve;
 
 /// What of a plan may differ from the plan applied before.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -49,6 +56,11 @@ pub enum Scope {
 }
 
 impl Scope {
+    /// Whether some frontend may differ.
+    pub fn has_frontends(&self) -> bool {
+        !matches!(self, Self::Part { frontends, .. } if frontends.is_empty())
+    }
+
     /// What differs between two plans; `around` tells whether the surroundings do.
     pub fn between(old: &Desired, new: &Desired, around: bool) -> Self {
         Self::Part {
@@ -114,6 +126,10 @@ pub struct DataPlane<S> {
     held: Option<Held>,
     /// By object; what could not be served.
     problems: BTreeMap<FrontendKey, Problem>,
+    /// Counts what was applied.
+    turn: u64,
+    /// Tables of before that were dropped for want of room.
+    dropped: u64,
 }
 
 impl<S: Store> DataPlane<S> {
@@ -131,6 +147,8 @@ impl<S: Store> DataPlane<S> {
             grace: Grace::start(synchronize).map_err(ApplyError::Thread)?,
             held: None,
             problems: BTreeMap::new(),
+            turn: 0,
+            dropped: 0,
         })
     }
 
@@ -153,7 +171,10 @@ impl<S: Store> DataPlane<S> {
                 (Held::read(&self.store)?, &Scope::All)
             }
         };
+        self.turn += 1;
         let mut work = Work {
+            turn: self.turn,
+            dropped: &mut self.dropped,
             store: &mut self.store,
             node: &self.node,
             keys: &self.keys,
@@ -215,9 +236,22 @@ impl<S: Store> DataPlane<S> {
         Ok(announced)
     }
 
-    /// How many different tables are held.
+    /// How many different tables are in force.
     pub fn tables_held(&self) -> usize {
-        self.held.as_ref().map_or(0, |held| held.segments.len())
+        let in_force = |held: &Held| held.segments.values().filter(|it| it.users[0] > 0).count();
+        self.held.as_ref().map_or(0, in_force)
+    }
+
+    /// Counts what was applied since the agent started, also in vain.
+    pub fn turn(&self) -> u64 {
+        self.turn
+    }
+
+    /// The room for tables of before.
+    pub fn reserve(&self) -> Reserve {
+        let held = self.held.as_ref();
+        let (room, filled) = held.map_or((0, 0), |held| (held.past_room(), held.blocks[1]));
+        Reserve { room, filled, dropped: self.dropped }
     }
 
     pub fn store(&self) -> &S {
@@ -227,6 +261,9 @@ impl<S: Store> DataPlane<S> {
 
 /// One pass over the maps.
 struct Work<'a, S> {
+    /// Which it is.
+    turn: u64,
+    dropped: &'a mut u64,
     store: &'a mut S,
     node: &'a str,
     keys: &'a Keys,

@@ -1,4 +1,4 @@
-//! Backends, tables, services and frontends.
+//! Backends, services and frontends.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,14 +13,15 @@ use lb_common::{
     frontend::{Endpoint, Frontend},
     hash::fingerprint,
     net::Port,
-    service::{Record, ServiceWord, blocks},
+    service::{Record, ServiceWord},
     table::Table,
 };
 
 use super::{
     ApplyError, Work,
-    held::{Held, HeldBackend, HeldFrontend, Segment},
-    wants::Want,
+    held::{As, Held, HeldBackend, HeldFrontend, Place},
+    tables::blocks_of,
+    wants::{Want, flags},
 };
 use crate::{
     dataplane::store::{Step, Store, WriteError},
@@ -28,7 +29,8 @@ use crate::{
     plan::{
         DesiredBackend,
         desired::FrontendKey,
-        owners::{Job, Making, fill},
+        flows::PAST,
+        owners::{Job, Making},
     },
     threads,
 };
@@ -46,11 +48,14 @@ impl<S: Store> Work<'_, S> {
         for (index, word) in std::mem::take(&mut self.held.orphans) {
             self.store.write(Step::Service(index, word.next(0)))?;
         }
-        for (key, record, first) in std::mem::take(&mut self.held.torn) {
+        for (key, index, record) in std::mem::take(&mut self.held.torn) {
             let Some(frontend) = self.held.frontends.get_mut(&key) else { continue };
             frontend.words[1] = frontend.words[1].next(frontend.record_index());
             self.store.write(Step::Service(frontend.services()[1], frontend.words[1]))?;
-            self.release(record, first);
+            self.release(index, &record);
+        }
+        for number in std::mem::take(&mut self.held.strays) {
+            self.remove_claims(number)?;
         }
         Ok(())
     }
@@ -213,16 +218,21 @@ impl<S: Store> Work<'_, S> {
                     }
                     None => self.tables.table(&want.pool),
                 };
-                match self.put_frontend(want, table) {
-                    Ok(()) => {}
+                let message = match self.put_frontend(want, table) {
+                    Ok(None) => None,
+                    Ok(Some(full)) => Some(format!(
+                        "{} asks earlier owners instead of those who claim flows: {full}",
+                        shown(&want.key)
+                    )),
                     Err(ApplyError::Write(full @ WriteError::Full { .. })) => {
                         self.starved = true;
-                        let object =
-                            format!("Frontend/{}", self.desired.frontends[&want.key].object);
-                        let message = format!("{} is not as wanted: {full}", shown(&want.key));
-                        problems.insert(want.key, Problem { object, message });
+                        Some(format!("{} is not as wanted: {full}", shown(&want.key)))
                     }
                     Err(error) => return Err(error),
+                };
+                if let Some(message) = message {
+                    let object = format!("Frontend/{}", self.desired.frontends[&want.key].object);
+                    problems.insert(want.key, Problem { object, message });
                 }
                 if self.freed.segments.len() >= RECYCLE {
                     self.recycle();
@@ -232,42 +242,99 @@ impl<S: Store> Work<'_, S> {
         })
     }
 
-    fn put_frontend(&mut self, want: &Want, table: Arc<Table>) -> Result<(), ApplyError> {
-        let wanted = &self.desired.frontends[&want.key];
+    /// Gives a frontend what it should hold; that a map is full, where only claims do not fit.
+    fn put_frontend(
+        &mut self,
+        want: &Want,
+        table: Arc<Table>,
+    ) -> Result<Option<WriteError>, ApplyError> {
         let first = self.segment(want, &table)?;
+        // From here on whatever makes room leaves it alone.
+        self.held.name(first, As::InForce);
+        let past = self.past(want, &table, first)?;
+        let number = self.held.frontends.get(&want.key).map(|held| held.number);
+        let full = match number {
+            Some(number) => self.put_claims(number, want)?,
+            None => None,
+        };
+        if let Err(error) = self.put_record(want, first, &table, &past, full.is_some()) {
+            self.forget(first, As::InForce);
+            past.iter().for_each(|(_, first)| self.forget(*first, As::Past));
+            return Err(error);
+        }
+        match number {
+            Some(_) => Ok(full),
+            // Claims are by the number of a frontend, which it has only now.
+            None => self.claim_anew(want, &table),
+        }
+    }
+
+    /// Makes a record of these tables current, unless it is. They are named for it already.
+    fn put_record(
+        &mut self,
+        want: &Want,
+        first: u32,
+        table: &Arc<Table>,
+        past: &[(Place, u32)],
+        crowded: bool,
+    ) -> Result<(), ApplyError> {
         let record = Record {
             owners: first,
             slots: table.slots() as u32,
-            flags: wanted.flags,
+            past: blocks_of(past),
+            flags: flags(self.desired.frontends[&want.key].flags, crowded),
             epoch: want.pool.digest,
             ..Record::default()
         };
         let former = self.held.frontends.get(&want.key).cloned();
-        if let Some(former) = &former
-            && (former.record, former.record_index() != 0) == (record, true)
-        {
-            let held =
-                HeldFrontend { holding: Some(want.holding), table: Some(table), ..former.clone() };
-            self.held.frontends.insert(want.key, held);
-            return Ok(());
-        }
-        let switched = self.switch(want.key, former.as_ref(), record);
-        let held = match switched {
-            Ok(held) => HeldFrontend { holding: Some(want.holding), table: Some(table), ..held },
-            Err(error) => {
-                self.drop_unused(first);
-                return Err(error);
-            }
+        let same = |it: &&HeldFrontend| it.record == record && it.record_index() != 0;
+        let held = match former.as_ref().filter(same) {
+            Some(former) => former.clone(),
+            None => self.switch(want.key, former.as_ref(), record)?,
         };
+        let (was, aged) = former.as_ref().map_or((&[][..], 0), |it| (&it.past[..], it.aged));
+        self.held.ages.remove(&(aged, want.key));
+        let aged = if was == past { aged } else { self.turn };
+        if record.past != [0; PAST] {
+            self.held.ages.insert((aged, want.key));
+        }
+        let held = HeldFrontend {
+            holding: Some(want.holding),
+            set: Some(want.set),
+            table: Some(table.clone()),
+            past: past.to_vec(),
+            aged,
+            crowded,
+            ..held
+        };
+        let index = held.record_index();
         self.held.frontends.insert(want.key, held);
         if let Some(former) = former {
-            self.release(former.record_index(), former.record.owners);
+            // The same record is named once more than it is.
+            let freed = if former.record_index() == index { 0 } else { former.record_index() };
+            self.release(freed, &former.record);
         }
         Ok(())
     }
 
+    /// The claims of a frontend that has just come.
+    fn claim_anew(
+        &mut self,
+        want: &Want,
+        table: &Arc<Table>,
+    ) -> Result<Option<WriteError>, ApplyError> {
+        let Some(held) = self.held.frontends.get(&want.key).cloned() else { return Ok(None) };
+        let full = self.put_claims(held.number, want)?;
+        if full.is_some() {
+            self.held.name(held.record.owners, As::InForce);
+            held.past.iter().for_each(|(_, first)| self.held.name(*first, As::Past));
+            self.put_record(want, held.record.owners, table, &held.past, true)?;
+        }
+        Ok(full)
+    }
+
     /// Writes a record and makes it current for both services, of a new frontend or a held one.
-    fn switch(
+    pub(super) fn switch(
         &mut self,
         key: FrontendKey,
         former: Option<&HeldFrontend>,
@@ -291,12 +358,10 @@ impl<S: Store> Work<'_, S> {
             }
             return Err(self.full(map::RECORDS, self.held.frontends.len()).into());
         };
-        if let Some(segment) = self.held.segments.get_mut(&record.owners) {
-            segment.users += 1;
-        }
         let words = former.map_or([ServiceWord::default(); 2], |former| former.words);
         let words = words.map(|word| word.next(index));
-        let held = HeldFrontend { number, words, record, holding: None, table: None };
+        let mut held = former.cloned().unwrap_or_default();
+        (held.number, held.words, held.record) = (number, words, record);
         self.store.write(Step::Record(index, &record))?;
         if former.is_none() {
             for service in held.services() {
@@ -311,63 +376,12 @@ impl<S: Store> Work<'_, S> {
             let added =
                 self.store.write(Step::Frontend(key.endpoint(), Frontend { outside, inside }));
             if let Err(error) = added {
-                self.end_services(&held)?;
+                // The caller takes back what the record names.
+                self.end_words(&held)?;
                 return Err(error.into());
             }
         }
         Ok(held)
-    }
-
-    /// The segment that holds the wanted table: one that does, or a new one.
-    fn segment(&mut self, want: &Want, table: &Table) -> Result<u32, ApplyError> {
-        if table.backends().is_empty() {
-            return Ok(0);
-        }
-        if let Some(first) = self.held.by_holding.get(&want.holding) {
-            return Ok(*first);
-        }
-        let mut slots = std::mem::take(&mut self.slots);
-        fill(&mut slots, table, &want.pool, &want.ids);
-        let first = self.place(want, &slots);
-        self.slots = slots;
-        first
-    }
-
-    /// Where these slots stand: where they did by what was read back, or in new blocks.
-    fn place(&mut self, want: &Want, slots: &[u32]) -> Result<u32, ApplyError> {
-        let blocks = blocks(slots.len() as u32);
-        if let Some(first) = self.same_table(want.key, slots) {
-            let segment =
-                Segment { holding: Some(want.holding), ..self.held.segments[&first].clone() };
-            self.held.segments.insert(first, segment);
-            self.held.by_holding.insert(want.holding, first);
-            return Ok(first);
-        }
-        let mut first = self.held.arena.take(blocks);
-        while first.is_none() && self.reclaim() {
-            first = self.held.arena.take(blocks);
-        }
-        let Some(first) = first else {
-            let used: u32 = self.held.segments.values().map(|segment| segment.blocks).sum();
-            return Err(self
-                .full(map::OWNERS, (used + self.held.arena.free() + 1) as usize)
-                .into());
-        };
-        self.store.write(Step::Slots(first, slots))?;
-        let segment = Segment { blocks, users: 0, holding: Some(want.holding) };
-        self.held.segments.insert(first, segment);
-        self.held.by_holding.insert(want.holding, first);
-        Ok(first)
-    }
-
-    /// The segment as read back for a frontend, if it holds these very slots.
-    fn same_table(&self, key: FrontendKey, slots: &[u32]) -> Option<u32> {
-        let held = self.held.frontends.get(&key)?;
-        let first = held.record.owners;
-        let unknown = self.held.segments.get(&first)?.holding.is_none();
-        let same_size = held.record.slots as usize == slots.len();
-        (unknown && same_size && self.store.slots(first, held.record.slots) == slots)
-            .then_some(first)
     }
 
     /// Removes those that nobody wants.
@@ -381,6 +395,7 @@ impl<S: Store> Work<'_, S> {
             let Some(held) = self.held.frontends.get(&key).cloned() else { continue };
             self.store.write(Step::NoFrontend(key.endpoint()))?;
             self.held.frontends.remove(&key);
+            self.held.ages.remove(&(held.aged, key));
             self.end_services(&held)?;
         }
         Ok(())
@@ -388,38 +403,29 @@ impl<S: Store> Work<'_, S> {
 
     /// Ends a pair of services that no frontend leads to.
     fn end_services(&mut self, held: &HeldFrontend) -> Result<(), ApplyError> {
+        self.end_words(held)?;
+        self.remove_claims(held.number)?;
+        self.release(0, &held.record);
+        Ok(())
+    }
+
+    fn end_words(&mut self, held: &HeldFrontend) -> Result<(), ApplyError> {
         for (service, word) in held.services().into_iter().zip(held.words) {
             self.store.write(Step::Service(service, word.next(0)))?;
         }
-        self.release(held.record_index(), held.record.owners);
+        self.freed.records.extend(Some(held.record_index()).filter(|index| *index != 0));
         self.freed.frontends.push(held.number);
         Ok(())
     }
 
-    /// A record is no longer current, and names its segment no more.
-    fn release(&mut self, record: u32, first: u32) {
-        if record != 0 {
-            self.freed.records.push(record);
-        }
-        if let Some(segment) = self.held.segments.get_mut(&first) {
-            segment.users = segment.users.saturating_sub(1);
-        }
-        self.drop_unused(first);
+    /// A record is no longer current (0: it is), and names its tables no more.
+    pub(super) fn release(&mut self, index: u32, record: &Record) {
+        self.freed.records.extend(Some(index).filter(|index| *index != 0));
+        self.forget(record.owners, As::InForce);
+        record.past.iter().for_each(|first| self.forget(*first, As::Past));
     }
 
-    fn drop_unused(&mut self, first: u32) {
-        if self.held.segments.get(&first).is_none_or(|segment| segment.users > 0) {
-            return;
-        }
-        if let Some(segment) = self.held.segments.remove(&first) {
-            if let Some(holding) = segment.holding {
-                self.held.by_holding.remove(&holding);
-            }
-            self.freed.segments.push((first, segment.blocks));
-        }
-    }
-
-    fn full(&self, map: &'static str, capacity: usize) -> WriteError {
+    pub(super) fn full(&self, map: &'static str, capacity: usize) -> WriteError {
         WriteError::Full { map, capacity: u32::try_from(capacity).unwrap_or(u32::MAX) }
     }
 }

@@ -26,6 +26,7 @@ const LIMITS: Limits = Limits {
     opening: 1,
     established: 1,
     datagrams: 1,
+    claims: 256,
 };
 const SLOTS: u32 = 251;
 
@@ -468,3 +469,5 @@ fn a_backend_that_moves_keeps_its_id_and_a_way_that_is_lost_is_withdrawn() {
     data_plane.store.write(Step::State(0, 1)).unwrap();
     assert_eq!(data_plane.store().state[3], 0, "no other node: no tunnel, no clamp");
 }
+
+mod past;

@@ -1,9 +1,25 @@
 //! What a frontend's services should hold, beside what they do.
 
-use lb_common::{siphash::Sip13, table::Seed};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
-use super::held::{Held, Holding};
-use crate::plan::{DesiredFrontend, desired::FrontendKey, owners::Pool};
+use lb_common::{
+    backend::BackendId,
+    claim::{CLAIMANTS, Claim},
+    service::flags::ALWAYS_YOUNG,
+    siphash::Sip13,
+    table::Seed,
+};
+
+use super::held::{Held, HeldFrontend, Holding, Place};
+use crate::plan::{
+    DesiredFrontend,
+    desired::FrontendKey,
+    flows::{Claimed, Former},
+    owners::Pool,
+};
 
 /// A frontend whose services have to change.
 pub struct Want {
@@ -12,6 +28,9 @@ pub struct Want {
     /// Of the pool's backends, in their order.
     pub ids: Vec<u32>,
     pub holding: Holding,
+    /// Digest of the whole set, also of those that have no id.
+    pub set: u64,
+    pub claims: BTreeMap<u16, Claim>,
 }
 
 impl Want {
@@ -27,12 +46,58 @@ impl Want {
         let known: Vec<_> = wanted.owners.iter().filter_map(known).collect();
         let pool = Pool::new(known.iter().map(|(owner, weight, _)| (*owner, *weight)), slots, seed);
         let ids: Vec<u32> = known.iter().filter(|it| *it.1 > 0).map(|it| it.2).collect();
-        let hash = ids.iter().fold(Sip13::new(0, 0), |hash, id| hash.word(u64::from(*id)));
-        let holding = (pool.digest, hash.finish());
-        let same = held
-            .frontends
-            .get(&key)
-            .is_some_and(|held| held.holding == Some(holding) && held.record.flags == wanted.flags);
-        (!same).then_some(Self { key, pool, ids, holding })
+        let set = match known.len() == wanted.owners.len() {
+            true => pool.digest,
+            false => Pool::new(wanted.owners.iter(), slots, seed).digest,
+        };
+        let holding = holding(pool.digest, &ids);
+        let claims = claims(held, wanted.claims.as_deref(), slots);
+        let same = |held_one: &HeldFrontend| {
+            let past = held_one.past.iter().map(|(place, _)| *place);
+            held_one.holding == Some(holding)
+                && held_one.record.flags == flags(wanted.flags, held_one.crowded)
+                && past.eq(wanted.past.iter().map(|former| place(former, holding)))
+                && match held.claims.get(&held_one.number) {
+                    Some(held) => *held == claims,
+                    None => claims.is_empty(),
+                }
+        };
+        let same = held.frontends.get(&key).is_some_and(same);
+        (!same).then_some(Self { key, pool, ids, holding, set, claims })
     }
+}
+
+/// What a record says of a service. Where claims do not fit, earlier owners are asked as long.
+pub fn flags(wanted: u32, crowded: bool) -> u32 {
+    wanted | if crowded { ALWAYS_YOUNG } else { 0 }
+}
+
+/// What a table of this pool holds where its backends have these ids.
+pub fn holding(digest: u64, ids: &[u32]) -> Holding {
+    let hash = ids.iter().fold(Sip13::new(0, 0), |hash, id| hash.word(u64::from(*id)));
+    (digest, hash.finish())
+}
+
+/// How a past place is told from others, beside this table in force.
+pub fn place(former: &Former, in_force: Holding) -> Place {
+    match former {
+        Former::Owners(digest, _) => Place::Set(*digest),
+        Former::Held(first) => Place::Block(*first),
+        Former::Rank(rank) => Place::Rank(*rank, in_force),
+    }
+}
+
+/// The entries of a frontend's slots.
+fn claims(held: &Held, claimed: Option<&Claimed>, slots: u16) -> BTreeMap<u16, Claim> {
+    let id = |address: &SocketAddr| Some(held.backends.get(address)?.id);
+    let claimed = claimed.into_iter().flat_map(|claimed| &claimed.slots);
+    let claim = |(slot, claimants): (&u16, &BTreeSet<SocketAddr>)| {
+        let ids: Vec<BackendId> = claimants.iter().filter_map(id).collect();
+        let mut claim = Claim { overflow: u32::from(ids.len() > CLAIMANTS), ..Claim::default() };
+        for (place, id) in claim.backends.iter_mut().zip(&ids) {
+            *place = *id;
+        }
+        (!ids.is_empty()).then_some((*slot, claim))
+    };
+    claimed.filter(|(slot, _)| **slot < slots).filter_map(claim).collect()
 }

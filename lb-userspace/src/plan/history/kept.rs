@@ -60,11 +60,10 @@ impl Kept {
         self.look = true;
         self.backends.retain(|address, former| {
             let back = plan.backends.contains_key(address);
-            !back && !plan.over.contains(address) && plan.nodes.contains_key(&former.backend.node)
+            !back && may_live(plan, *address, &former.backend.node)
         });
         for (address, backend) in before {
-            let left = !plan.backends.contains_key(address) && !plan.over.contains(address);
-            if left && plan.nodes.contains_key(&backend.node) {
+            if !plan.backends.contains_key(address) && may_live(plan, *address, &backend.node) {
                 let former = || Former { backend: backend.clone(), left: Some(now) };
                 self.backends.entry(*address).or_insert_with(former);
             }
@@ -74,12 +73,9 @@ impl Kept {
     /// Those of a frontend's claimants that are in no pool here live too, on the nodes that claim for them.
     pub fn claimed(&mut self, protocol: Protocol, claimed: &Claimed, plan: &Desired) {
         for (address, (_, node)) in &claimed.flows {
-            if plan.over.contains(address) {
-                continue;
-            }
             if let Some(former) = self.backends.get_mut(address) {
                 self.look |= former.backend.protocols.insert(protocol);
-            } else if !plan.backends.contains_key(address) && plan.nodes.contains_key(&**node) {
+            } else if !plan.backends.contains_key(address) && may_live(plan, *address, node) {
                 let protocols = BTreeSet::from([protocol]);
                 let backend = DesiredBackend { node: node.to_string(), protocols };
                 self.backends.insert(*address, Former { backend, left: None });
@@ -134,4 +130,9 @@ impl Kept {
         let left = self.backends.values().filter_map(|former| former.left);
         left.map(|at| at + rules.linger).filter(|at| *at > now).min()
     }
+}
+
+/// Not where the node is unknown, nor beyond the deadline of an order to drain.
+fn may_live(plan: &Desired, address: SocketAddr, node: &str) -> bool {
+    plan.nodes.contains_key(node) && !plan.over.contains(&address)
 }

@@ -416,6 +416,7 @@ fn intent(services: usize, pin_dir: PathBuf) -> Intent {
         opening: capacity::OPENING,
         established: capacity::ESTABLISHED,
         datagrams: capacity::DATAGRAMS,
+        claims: capacity::CLAIMS,
     };
     Intent { agent: agent(pin_dir, limits), nodes: nodes.collect(), frontends: frontends.collect() }
 }
