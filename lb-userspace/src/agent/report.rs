@@ -69,6 +69,7 @@ impl State {
         let mut problems: Vec<_> =
             self.desired.problems.iter().cloned().chain(unattached).collect();
         problems.extend(self.unapplied.iter().cloned());
+        problems.extend(self.forgotten());
         problems.extend(self.election.problems());
         problems.extend(self.keeper.problems());
         problems.extend(self.keep.problems());

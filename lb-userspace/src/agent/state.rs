@@ -207,6 +207,16 @@ impl State {
         Ok(self.data_plane.serves()?)
     }
 
+    /// What did not fit beside the sets of now since the agent started.
+    pub(super) fn forgotten(&self) -> Option<Problem> {
+        let dropped = self.data_plane.reserve().dropped;
+        let message = format!(
+            "{dropped} tables of earlier sets were dropped for want of room: until claims arrive, flows \
+             that those placed may wait; more limits.ownerBlocks keep more"
+        );
+        (dropped > 0).then(|| Problem { object: "Agent".into(), message })
+    }
+
     /// One turn: everything read, planned, applied, then announced. False if it must be tried again.
     pub fn step(&mut self, inlets: &mut Inlets) -> bool {
         let intent = inlets.intent.borrow_and_update().clone();

@@ -329,7 +329,7 @@ fn print_maps(filled: &maps::Filled) {
         ("all", memory.total),
         ("of it current tables", memory.current_tables),
         ("of it flows", memory.flows),
-        ("history reserve (none)", memory.history_reserve),
+        ("of it for earlier sets", memory.history_reserve),
     ] {
         println!("{name:<24}{bytes:>14}");
     }

@@ -277,9 +277,9 @@ impl Held {
         }
     }
 
-    /// Blocks that tables of before may fill.
-    pub fn past_room(&self) -> u32 {
-        self.arena_blocks.saturating_sub(self.blocks[0]) / PAST_SHARE
+    /// Blocks that tables of before may fill once so many are no longer in force.
+    pub fn past_room(&self, freed: u32) -> u32 {
+        (self.arena_blocks + freed).saturating_sub(self.blocks[0]) / PAST_SHARE
     }
 
     /// What grace has returned is free.

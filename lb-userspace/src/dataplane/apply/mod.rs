@@ -250,7 +250,7 @@ impl<S: Store> DataPlane<S> {
     /// The room for tables of before.
     pub fn reserve(&self) -> Reserve {
         let held = self.held.as_ref();
-        let (room, filled) = held.map_or((0, 0), |held| (held.past_room(), held.blocks[1]));
+        let (room, filled) = held.map_or((0, 0), |held| (held.past_room(0), held.blocks[1]));
         Reserve { room, filled, dropped: self.dropped }
     }
 

@@ -159,7 +159,7 @@ impl<S: Store> Work<'_, S> {
         let ends = self.held.frontends.get(&key).is_some_and(ends);
         let segment = self.held.segments.get(&first).filter(|it| ends && it.users[0] == 1);
         let Some(blocks) = segment.map(|segment| segment.blocks) else { return Ok(first) };
-        Ok(if self.make_room(blocks)? { first } else { 0 })
+        Ok(if self.make_room(blocks, blocks)? { first } else { 0 })
     }
 
     /// A table of before that does not stand: a set that others told of, or that was read back.
@@ -224,7 +224,7 @@ impl<S: Store> Work<'_, S> {
             return Ok(first);
         }
         let blocks = blocks(slots.len() as u32);
-        if !self.make_room(blocks)? {
+        if !self.make_room(blocks, 0)? {
             return Ok(0);
         }
         match self.held.arena.take(blocks) {
@@ -236,9 +236,10 @@ impl<S: Store> Work<'_, S> {
         }
     }
 
-    /// Whether tables of before may fill so many blocks more: older ones give way.
-    fn make_room(&mut self, blocks: u32) -> Result<bool, ApplyError> {
-        while self.held.blocks[1] + blocks > self.held.past_room() {
+    /// Whether tables of before may fill so many blocks more when so many are no longer in force: older
+    /// ones give way.
+    fn make_room(&mut self, blocks: u32, freed: u32) -> Result<bool, ApplyError> {
+        while self.held.blocks[1] + blocks > self.held.past_room(freed) {
             if !self.drop_oldest(false)? {
                 *self.dropped += 1;
                 return Ok(false);

@@ -4,9 +4,10 @@
 //! Timed is what an agent does from the moment it knows more: plan, compare, build, write, switch.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -33,7 +34,7 @@ use weir::{
         FrontendPort, GossipSettings, Health, HoldDowns, Intent, Limits, Members, Node, Pool,
         PoolMember, Protocol, Target, Verdicts, drains::NONE_DRAINED,
     },
-    plan::{self, Askers, Desired, Inputs, owners},
+    plan::{self, Askers, Changed, Desired, History, Inputs, flows::Consensus, history, owners},
 };
 
 use super::speed::{Times, percentile};
@@ -103,7 +104,7 @@ pub struct Memory {
     pub current_tables: u64,
     /// Of the total: memories of flows, whose sizes have nothing to do with the number of services.
     pub flows: u64,
-    /// Beside the total: tables of earlier epochs. None are kept yet.
+    /// Of the total: what tables of earlier sets may fill.
     pub history_reserve: u64,
 }
 
@@ -178,9 +179,12 @@ impl Split {
 struct Site {
     services: usize,
     intent: Intent,
-    members: Members,
+    members: Arc<Members>,
     verdicts: Verdicts,
     askers: Askers,
+    history: History,
+    /// Nobody else lives here who could say anything.
+    consensus: Arc<Consensus>,
     /// The last verdict that the plan knows.
     known: u64,
     around: Surroundings,
@@ -205,7 +209,9 @@ impl Site {
             .map(|name| (name.clone(), Hop { ifindex: 1, mtu: 1500, ..Hop::default() }));
         Ok(Self {
             services,
-            members: members(NODES),
+            members: Arc::new(members(NODES)),
+            history: History::new(agent.seed, history::Rules::default()),
+            consensus: Arc::default(),
             verdicts: intent
                 .frontends
                 .values()
@@ -225,7 +231,10 @@ impl Site {
     /// One turn of the agent after anything may have changed: from what it knows to all maps written.
     fn step(&mut self, split: &mut Split) -> Result<()> {
         self.turn(split, |site| {
-            let desired = plan::desired(&site.inputs());
+            let mut desired = plan::desired(&site.inputs());
+            let (consensus, members) = (&site.consensus, &site.members);
+            let former = Changed::Anew(&site.applied);
+            site.history.remember(&mut desired, former, consensus, members, Instant::now());
             let scope = Scope::between(&site.applied, &desired, false);
             site.applied = desired;
             scope
@@ -236,12 +245,22 @@ impl Site {
     fn follow(&mut self, split: &mut Split, members: Option<Members>) -> Result<()> {
         self.turn(split, |site| {
             let mut plan = std::mem::take(&mut site.applied);
+            let members = members.map(Arc::new);
             let former = members.map(|members| std::mem::replace(&mut site.members, members));
             let nodes = former.iter().flat_map(|former| former.serving_differs(&site.members));
             let changed = site.verdicts.since(site.known);
-            let frontends = plan::follow(&mut plan, &site.inputs(), &site.askers, changed, nodes);
+            let mut frontends =
+                plan::follow(&mut plan, &site.inputs(), &site.askers, changed, nodes);
+            let touched = site.history.remember(
+                &mut plan,
+                Changed::Owners(&frontends),
+                &site.consensus,
+                &site.members,
+                Instant::now(),
+            );
+            frontends.extend(touched.frontends);
             site.applied = plan;
-            Scope::Part { around: false, frontends, backends: BTreeSet::new() }
+            Scope::Part { around: false, frontends, backends: touched.backends }
         })
     }
 
@@ -342,7 +361,7 @@ impl Site {
                 .iter()
                 .map(|name| maps[name])
                 .sum(),
-            history_reserve: 0,
+            history_reserve: 64 * u64::from(self.data_plane.reserve().room),
             maps,
         })
     }

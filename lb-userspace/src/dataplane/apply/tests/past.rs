@@ -294,11 +294,13 @@ proptest! {
     #[test]
     fn increments_a_resync_and_empty_maps_hold_the_same(turns in turns()) {
         let start = Instant::now();
-        let mut stepwise = Agent::new(Fake::new(&LIMITS), start);
+        // Room for all that is remembered.
+        let limits = Limits { owner_blocks: 32 * 16, ..LIMITS };
+        let mut stepwise = Agent::new(Fake::new(&limits), start);
         for (a, b, wait, claims) in turns {
             stepwise.now += Duration::from_millis(wait);
             stepwise.turn([&pool(a), &pool(b)], &consensus(&claims), false);
-            for store in [stepwise.data_plane.store().clone(), Fake::new(&LIMITS)] {
+            for store in [stepwise.data_plane.store().clone(), Fake::new(&limits)] {
                 let mut other = data_plane(store);
                 apply(&mut other, &stepwise.plan);
                 prop_assert_eq!(seen(stepwise.data_plane.store()), seen(other.store()));
@@ -306,7 +308,7 @@ proptest! {
         }
         stepwise.data_plane.apply(&Desired::default(), &around(), &Scope::All).unwrap();
         stepwise.data_plane.settle();
-        let empty = data_plane(Fake::new(&LIMITS));
+        let empty = data_plane(Fake::new(&limits));
         let held = Held::read(empty.store()).unwrap();
         let now = stepwise.data_plane.held.as_ref().unwrap();
         prop_assert_eq!(&now.arena, &held.arena, "nothing leaks");
