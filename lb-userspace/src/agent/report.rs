@@ -13,6 +13,7 @@ use crate::{
     announce::Why,
     membership::{NodeStatus, Report},
     model::{CheckKind, Drainable, Health, MemberState, Members, Problem, Target, drains::Order},
+    plan::history::Unsettled,
     report::status::{
         self, AgentStatus, CandidateStatus, DrainStatus, FrontendStatus, HealthWord, MemberStatus,
         RemainingStatus, TargetCause, TargetStatus, UnsettledStatus, VipStatus, Votes,
@@ -55,7 +56,7 @@ impl State {
             members: self.members(inlets),
             vips: self.vips(),
             drains: self.drains(inlets),
-            unsettled: UnsettledStatus::default(),
+            unsettled: self.unsettled(),
             gossip: counted(&inlets.membership.borrow()),
             targets: targets(inlets),
             frontends: self.frontends(),
@@ -93,6 +94,18 @@ impl State {
             }
         };
         members.nodes.iter().map(status).collect()
+    }
+
+    fn unsettled(&self) -> UnsettledStatus {
+        let Unsettled { young, since, waiting, kept, cut_short } = self.memory.history.unsettled();
+        let waiting = waiting.into_iter().map(|(member, count)| (member.to_string(), count));
+        UnsettledStatus {
+            young,
+            young_for_ms: since.map(|at| at.elapsed().as_millis() as u64),
+            waiting: waiting.collect(),
+            kept,
+            cut_short,
+        }
     }
 
     fn vips(&self) -> Vec<VipStatus> {

@@ -12,7 +12,7 @@ use std::{
 
 use aya::maps::{MapInfo, MapType};
 use lb_common::{
-    abi::{LAYOUT_VERSION, map},
+    abi::{LAYOUT_VERSION, capacity, map},
     arrival::{Arrival, ArrivalKey},
     backend::{Backend, BackendId},
     claim::{Claim, ClaimKey},
