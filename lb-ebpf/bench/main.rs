@@ -26,6 +26,7 @@ use lb_common::{
     reason::Reason,
     wire::{
         eth::{Mac, ethertype},
+        geneve::data_flags,
         ipv4::Ipv4,
         ipv6::Ipv6,
     },
@@ -189,7 +190,9 @@ fn classic(frame: &mut Frame) -> Result<Fate, Reason> {
     // Spreads source ports without the keyed hash, which only a new flow needs.
     let ports = (flow.client_port.wire() as u32) << 16 | flow.vip_port.wire() as u32;
     let spread = (ports ^ flow.client.v4_word()).wrapping_mul(0x9e37_79b1) as u64;
-    Ok(tunnel::send(frame, &link, &ip, backend, spread << 32, Note::forwarded(0, 0)))
+    // Receivers are to deliver what they get: who has the flow is known here or nowhere.
+    let note = Note { flags: data_flags::LAST, ..Note::forwarded(0, 0) };
+    Ok(tunnel::send(frame, &link, &ip, backend, spread << 32, note))
 }
 
 /// The flow's backend: as remembered, else the slot's owner, remembered from now on.

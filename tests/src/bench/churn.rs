@@ -102,7 +102,6 @@ fn measure(
         connections: options.connections,
         flows: options.flows,
         pause: Duration::from_millis(options.pause_ms),
-        drained: Vec::new(),
     };
     let mut records: Vec<Record> = Vec::new();
     let mut numbers = BTreeMap::new();

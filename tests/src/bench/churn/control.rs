@@ -63,14 +63,14 @@ impl<'lab> Control<'lab> {
 
 impl System for Control<'_> {
     fn use_pool(&self, site: &Site) -> Result<()> {
-        self.edges.borrow_mut().values_mut().try_for_each(|edge| edge.use_pool(site, &[]))
+        self.edges.borrow_mut().values_mut().try_for_each(|edge| edge.use_pool(site))
     }
 
     fn boot(&self, site: &Site, name: &str) -> Result<()> {
         let node = site.lab.node(name);
         node.power_on()?;
         let mut edge = Edge::start(site, node).with_context(|| format!("the control on {name}"))?;
-        edge.use_pool(site, &[])?;
+        edge.use_pool(site)?;
         self.edges.borrow_mut().insert(name.to_owned(), edge);
         Ok(())
     }
@@ -79,9 +79,8 @@ impl System for Control<'_> {
         self.edges.borrow_mut().remove(name);
     }
 
-    fn drain(&self, site: &Site, pod: &str, drained: bool) -> Result<()> {
-        let without: &[&str] = if drained { &[pod] } else { &[] };
-        self.edges.borrow_mut().values_mut().try_for_each(|edge| edge.use_pool(site, without))
+    fn drain(&self, site: &Site, _: &str, _: bool) -> Result<()> {
+        self.use_pool(site)
     }
 }
 
@@ -163,11 +162,11 @@ impl Edge {
         (0..).zip(filter).try_for_each(|(word, bits)| self.set(map::VIP_FILTER, word, bits))
     }
 
-    /// New tables over the site's pool, less `without`. Flows that this forwarder knows stay where they are.
-    fn use_pool(&mut self, site: &Site, without: &[&str]) -> Result<()> {
+    /// New tables over the site's pool. Flows that this forwarder knows stay where they are.
+    fn use_pool(&mut self, site: &Site) -> Result<()> {
         self.turns += 1;
         let half = (self.turns % 2) as u32;
-        let serves = |name: &str| site.pool.contains(name) && !without.contains(&name);
+        let serves = |name: &str| site.owners().any(|pod| pod == name);
         for (family, v6) in [(0, false), (1, true)] {
             let first = 1 + (half * 2 + family) * blocks(SLOTS);
             let pool =

@@ -122,8 +122,6 @@ pub struct Run<'r, 'lab> {
     pub flows: usize,
     /// From the end of the deed until everyone is asked.
     pub pause: Duration,
-    /// Pods drained and not undrained yet.
-    pub drained: Vec<String>,
 }
 
 impl Run<'_, '_> {
@@ -196,12 +194,11 @@ impl Run<'_, '_> {
             }
             Kind::Drained => {
                 let pod = self.nth(number)?;
-                self.system.drain(self.site, &pod, true)?;
-                self.drained.push(pod);
-                Ok(())
+                self.site.drained.push(pod.clone());
+                self.system.drain(self.site, &pod, true)
             }
             Kind::Undrained => {
-                let pod = self.drained.pop().context("nothing is drained")?;
+                let pod = self.site.drained.pop().context("nothing is drained")?;
                 self.system.drain(self.site, &pod, false)
             }
             Kind::Flapped => self.flap(number),
@@ -234,7 +231,7 @@ impl Run<'_, '_> {
             .iter()
             .cycle()
             .skip(number * 3 % pool.len().max(1))
-            .find(|pod| !self.drained.contains(pod));
+            .find(|pod| !self.site.drained.contains(pod));
         pod.cloned().context("the pool is empty")
     }
 

@@ -50,7 +50,9 @@ pub struct Site {
     _servers: Vec<Servers>,
     /// Names of the pods that serve.
     pub pool: BTreeSet<String>,
-    /// Those that do not; the next to serve is the first.
+    /// Those of them that get no new flows.
+    pub drained: Vec<String>,
+    /// Those that do not serve; the next to serve is the first.
     pub spare: VecDeque<String>,
     /// Names of the nodes that the router uses, the next edge to leave first.
     pub forwarders: Vec<String>,
@@ -79,10 +81,23 @@ impl Site {
         let nodes = lab.nodes()[..NODES].iter().map(|node| node.name().to_owned());
         let forwarders = (1..edges).map(edge).chain(nodes).take(FORWARDERS).collect();
         let off = VecDeque::from([edge(edges)]);
-        let site = Self { lab: Arc::new(lab), _servers: servers, pool, spare, forwarders, off };
+        let site = Self {
+            lab: Arc::new(lab),
+            _servers: servers,
+            pool,
+            drained: Vec::new(),
+            spare,
+            forwarders,
+            off,
+        };
         site.lab.node(&site.off[0]).power_off()?;
         site.spread()?;
         Ok(site)
+    }
+
+    /// Pods that are to get new flows.
+    pub fn owners(&self) -> impl Iterator<Item = &String> {
+        self.pool.iter().filter(|pod| !self.drained.contains(pod))
     }
 
     /// Tells the router who forwards.

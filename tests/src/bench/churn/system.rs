@@ -109,13 +109,9 @@ impl<'lab> Weir<'lab> {
         self.wait_agent(node)
     }
 
-    /// Waits until the agents of all nodes that are on share slots among just these pods.
-    fn wait_owners<'a>(
-        &self,
-        site: &Site,
-        pods: impl IntoIterator<Item = &'a String>,
-    ) -> Result<()> {
-        let members = site.members(pods)?;
+    /// Waits until the agents of all nodes that are on share slots among just the pods that are to get new flows.
+    fn wait_owners(&self, site: &Site) -> Result<()> {
+        let members = site.members(site.owners())?;
         let name = |(address, _): &fleet::Member| SocketAddr::new(*address, PORT).to_string();
         let mut wanted: Vec<_> = members.iter().map(name).collect();
         wanted.sort();
@@ -135,7 +131,7 @@ impl<'lab> Weir<'lab> {
 impl System for Weir<'_> {
     fn use_pool(&self, site: &Site) -> Result<()> {
         self.fleet.configure(&frontend(site, &site.pool)?)?;
-        self.wait_owners(site, &site.pool)
+        self.wait_owners(site)
     }
 
     fn boot(&self, site: &Site, edge: &str) -> Result<()> {
@@ -157,8 +153,7 @@ impl System for Weir<'_> {
             let said = String::from_utf8_lossy(&output.stderr);
             ensure!(output.status.success(), "weir {command} backend {backend}: {said}");
         }
-        let others = site.pool.iter().filter(|name| !drained || *name != pod);
-        self.wait_owners(site, others)
+        self.wait_owners(site)
     }
 }
 
