@@ -245,6 +245,7 @@ fn all_flows_of_a_full_map_are_moved_and_the_former_layout_goes() {
         opening: capacity::OPENING,
         established: capacity::ESTABLISHED,
         datagrams: capacity::DATAGRAMS,
+        claims: capacity::CLAIMS,
     };
     let flows = limits.established * 9 / 10;
     let load = |limits: &Limits| load(&pin_dir, limits, &Default::default()).unwrap();

@@ -403,6 +403,7 @@ mod tests {
         opening: 1,
         established: 1,
         datagrams: 1,
+        claims: 1,
     };
 
     /// Folders only: maps need a kernel, and those that are missing are made anew.
