@@ -43,6 +43,7 @@ pub mod map {
     pub const YIELDS: &str = "YIELDS";
     pub const CLAIMS: &str = "CLAIMS";
     pub const UNDECIDED: &str = "UNDECIDED";
+    pub const SOURCES: &str = "SOURCES";
 
     /// Maps of arrivals of the layout that is taken over from, in programs loaded for that; never pinned
     /// under these names.
@@ -51,7 +52,7 @@ pub mod map {
     pub const OLD_DATAGRAMS: &str = "OLD_DATAGRAMS";
 
     /// All of them; what the agent pins and checks.
-    pub const ALL: [&str; 23] = [
+    pub const ALL: [&str; 24] = [
         FRONTENDS,
         FRONTEND_OF,
         SERVICES,
@@ -75,6 +76,7 @@ pub mod map {
         YIELDS,
         CLAIMS,
         UNDECIDED,
+        SOURCES,
     ];
 }
 
@@ -125,6 +127,8 @@ pub mod capacity {
     pub const DATAGRAMS: u32 = 65_536;
     /// Reasons of fates, more than there are: a new one must not change the map's form.
     pub const REASONS: u32 = 128 + cfg!(feature = "next-layout") as u32;
+    /// Source prefixes whose new flows are counted.
+    pub const SOURCES: u32 = 16_384;
     /// Slots in which backends of other sets still know flows.
     pub const CLAIMS: u32 = 131_072;
 }
@@ -158,7 +162,7 @@ mod tests {
         ];
         assert_eq!(
             (super::LAYOUT_VERSION, sizes),
-            (3, [24, 8, 8, 64, 64, 32, 64, 8, 128, 24, 16, 72, 16, 8, 24])
+            (3, [24, 8, 8, 64, 64, 32, 64, 8, 128, 24, 16, 112, 16, 8, 24])
         );
     }
 }

@@ -26,8 +26,24 @@ pub struct Settings {
     pub yield_after: u32,
     /// Not 0: arrivals are looked up in the maps of another layout too, which is being taken over from.
     pub takes_over: u32,
+    /// Connections that one source prefix may open a second on this node; 0: no limit.
+    pub new_flows: u32,
+    pub reserved2: u32,
+    /// What of a source's address is its prefix; of an IPv4 address the mapped form's.
+    pub source_mask_v4: [u64; 2],
+    pub source_mask_v6: [u64; 2],
 }
-const _: () = assert!(size_of::<Settings>() == 72);
+const _: () = assert!(size_of::<Settings>() == 112);
+
+/// The mask that leaves the first `bits` of an address, which are 128 at most.
+pub const fn mask(bits: u32) -> [u64; 2] {
+    [word_mask(bits), word_mask(bits.saturating_sub(64))]
+}
+
+/// Of one word, whose first bit on the wire is the highest of its lowest byte.
+const fn word_mask(bits: u32) -> u64 {
+    if bits >= 64 { u64::MAX } else { (!(u64::MAX >> bits)).to_be() }
+}
 
 /// Name of the global in the BPF object.
 pub const SETTINGS: &str = "SETTINGS";
@@ -51,3 +67,31 @@ pub const DEFAULT_TUNNEL_PORT: u16 = 6084;
 pub const DEFAULT_VNI: u32 = 0x77_6569;
 
 map_types!(Settings);
+
+#[cfg(test)]
+mod tests {
+    use core::net::IpAddr;
+
+    use super::*;
+
+    fn masked(addr: &str, bits: u32) -> IpAddr {
+        let [first, second] = Addr::from(addr.parse::<IpAddr>().unwrap()).halves();
+        let [high, low] = mask(bits);
+        Addr::from_halves([first & high, second & low]).to_ip()
+    }
+
+    #[test]
+    fn mask_leaves_the_first_bits() {
+        for (addr, bits, prefix) in [
+            ("2001:db8:1:2:3:4:5:6", 128, "2001:db8:1:2:3:4:5:6"),
+            ("2001:db8:1:2:3:4:5:6", 64, "2001:db8:1:2::"),
+            ("2001:db8:1:2fff::", 52, "2001:db8:1:2000::"),
+            ("2001:db8:1:2:ffff::", 65, "2001:db8:1:2:8000::"),
+            ("2001:db8::1", 0, "::"),
+            ("198.51.100.7", 96 + 24, "198.51.100.0"),
+            ("198.51.100.7", 96 + 32, "198.51.100.7"),
+        ] {
+            assert_eq!(masked(addr, bits), prefix.parse::<IpAddr>().unwrap(), "{addr}/{bits}");
+        }
+    }
+}

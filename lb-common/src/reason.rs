@@ -103,6 +103,7 @@ reasons! {
     StrayLimited = 42, Dropped, "stray_limited", "A TCP segment of no known flow, of which too many came: each would take the place of a handshake.";
     ForeignVersion = 43, Handled, "foreign_version", "A tunnel packet from a member with another version of the tunnel's header; counted beside its fate.";
     ForeignSlots = 44, Handled, "foreign_slots", "A tunnel packet of an unknown flow from a member that has another number of slots for the frontend; counted beside its fate.";
+    NewFlowLimited = 45, Dropped, "new_flow_limited", "A SYN of a source prefix that opened more connections in this second than the agent's settings allow.";
 }
 
 const _: () = assert!(Reason::ALL.len() <= crate::abi::capacity::REASONS as usize);

@@ -188,6 +188,12 @@ fn to_frontend(frame: &mut Frame, link: &Link, ip: &Ip, flow: &Flow) -> Fate {
     let service = frontend.outside;
     let bytes = ip.length;
     maps::count_service(service, bytes);
+    // A constant to the verifier: without a limit the rest is no part of the program.
+    if setting::new_flows() != 0 && ip.proto == proto::TCP {
+        if let Err(reason) = within_limit(frame, ip) {
+            return Fate::of(Err(reason));
+        }
+    }
     let Some(record) = maps::record(service) else {
         return refuse::refuse(frame, link, ip, Reason::RefusedNoBackend);
     };
@@ -209,6 +215,25 @@ fn to_frontend(frame: &mut Frame, link: &Link, ip: &Ip, flow: &Flow) -> Fate {
     }
     let place = receive::Place { service, id: owner, addr: backend.addr, port: backend.port };
     receive::deliver(frame, link, ip, flow, &place)
+}
+
+/// Counts a SYN against the limit of its source's prefix.
+#[inline(always)]
+fn within_limit(frame: &mut Frame, ip: &Ip) -> Result<(), Reason> {
+    if ip.segment(&frame.view())?.opens() && may_open(&ip.source) == 0 {
+        return Err(Reason::NewFlowLimited);
+    }
+    Ok(())
+}
+
+/// 1 or 0.
+#[inline(never)]
+fn may_open(source: &Addr) -> u64 {
+    let v4 = source.is_v4();
+    let [high, low] = if v4 { setting::source_mask_v4() } else { setting::source_mask_v6() };
+    let [first, second] = source.halves();
+    let prefix = Addr::from_halves([first & high, second & low]);
+    maps::source_allowed(&prefix, setting::new_flows().into()) as u64
 }
 
 /// ICMP, ICMPv6 and protocols that are not balanced.

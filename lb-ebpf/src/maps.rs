@@ -29,6 +29,8 @@ use crate::chain::Case;
 
 const MMAP: usize = BPF_F_MMAPABLE as usize;
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+/// In ns.
+const SECOND: u64 = 1_000_000_000;
 const SERVICES_CAPACITY: usize = 2 * capacity::FRONTENDS as usize;
 
 #[btf_map]
@@ -100,6 +102,10 @@ static BUDGETS: PerCpuArray<[u64; 2], { budget::ENTRIES as usize }> = PerCpuArra
 #[btf_map]
 static UNDECIDED: PerCpuArray<Case, 1> = PerCpuArray::new();
 
+/// Connections that source prefixes opened, each in the second that began at the first word.
+#[btf_map]
+static SOURCES: LruHashMap<Addr, [u64; 2], { capacity::SOURCES as usize }> = LruHashMap::new();
+
 /// Set by the loader, then frozen. Read field by field, and volatile, so that the compiler does
 /// not take the zeros for constants.
 #[unsafe(no_mangle)]
@@ -113,6 +119,10 @@ static SETTINGS: Settings = Settings {
     vni: 0,
     yield_after: 0,
     takes_over: 0,
+    new_flows: 0,
+    reserved2: 0,
+    source_mask_v4: [0; 2],
+    source_mask_v6: [0; 2],
 };
 
 macro_rules! settings {
@@ -137,6 +147,9 @@ pub mod setting {
         vni: u32,
         yield_after: u32,
         takes_over: u32,
+        new_flows: u32,
+        source_mask_v4: [u64; 2],
+        source_mask_v6: [u64; 2],
     );
 
     /// Eight bytes as one word, as the tunnel's header holds them.
@@ -415,10 +428,30 @@ pub fn refusal_allowed(window: u64, limit: u64) -> bool {
 /// Counts one event against `limit` per `window` ns on this CPU; false when it is used up.
 #[inline(always)]
 fn allowed(index: u32, window: u64, limit: u64) -> bool {
-    let Some(place) = BUDGETS.get_ptr_mut(index) else {
-        return false;
-    };
-    // SAFETY: this CPU's own element.
+    match BUDGETS.get_ptr_mut(index) {
+        Some(place) => spend(place, window, limit),
+        None => false,
+    }
+}
+
+/// Whether the prefix may open one more connection in this second; counts it. CPUs that count at
+/// once may lose some, which lets a few more through.
+#[inline(always)]
+pub fn source_allowed(prefix: &Addr, limit: u64) -> bool {
+    let prefix = opaque(prefix);
+    match SOURCES.get_ptr_mut(prefix) {
+        Some(place) => spend(place, SECOND, limit),
+        None => {
+            let _ = SOURCES.insert(prefix, [coarse_now(), 1], 0);
+            true
+        }
+    }
+}
+
+/// Counts one event at `place`.
+#[inline(always)]
+fn spend(place: *mut [u64; 2], window: u64, limit: u64) -> bool {
+    // SAFETY: an element of a map, which outlives the program's run; its words are read one by one.
     let [mut start, mut sent] = unsafe { *place };
     let now = coarse_now();
     if now.wrapping_sub(start) >= window {

@@ -19,7 +19,7 @@ use lb_common::arrival::{Arrival, ArrivalKey};
 use lb_common::backend::{Backend, BackendId};
 use lb_common::claim::{Claim, ClaimKey};
 use lb_common::frontend::{Endpoint, Frontend, Vip, filter_position, vip_flags};
-use lb_common::globals::{self, SETTINGS, Settings, state};
+use lb_common::globals::{self, SETTINGS, Settings, mask, state};
 use lb_common::hash::fingerprint;
 use lb_common::hop::{Hop, Member, Uplink, Uplinks};
 use lb_common::net::{Addr, Port};
@@ -49,6 +49,8 @@ pub const FLOW_KEY: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfeed_beef_dead_cafe];
 pub const TUNNEL_PORT: u16 = globals::DEFAULT_TUNNEL_PORT;
 pub const VNI: u32 = globals::DEFAULT_VNI;
 pub const BOOT_ID: [u64; 2] = [0x1111_2222_3333_4444, 0x5555_6666_7777_8888];
+/// Bits of a source's prefix, IPv4 and IPv6, where new flows are limited.
+pub const SOURCE_PREFIX: (u32, u32) = (24, 64);
 /// Age of the heartbeat in ms beyond which the node gives way.
 pub const YIELD_AFTER: u32 = 5000;
 /// Index in `HOPS` of the other node; over IPv6 it is another entry.
@@ -185,17 +187,27 @@ impl Rig {
         Self::load(&product()?, &SMALL)
     }
 
+    /// As `new`, with a limit of connections that a source prefix opens a second.
+    pub fn limited(new_flows: u32) -> Result<Self> {
+        Self::load_any(&product()?, &SMALL, false, new_flows)
+    }
+
     /// Another object of this revision, or other map sizes.
     pub fn load(object: &[u8], sizes: &[(&str, u32)]) -> Result<Self> {
-        Self::load_any(object, sizes, false)
+        Self::load_any(object, sizes, false, 0)
     }
 
     /// The object of an earlier revision: its settings and values may have other sizes ([`raw`]).
     pub fn load_earlier(object: &[u8], sizes: &[(&str, u32)]) -> Result<Self> {
-        Self::load_any(object, sizes, true)
+        Self::load_any(object, sizes, true, 0)
     }
 
-    fn load_any(object: &[u8], sizes: &[(&str, u32)], is_earlier: bool) -> Result<Self> {
+    fn load_any(
+        object: &[u8],
+        sizes: &[(&str, u32)],
+        is_earlier: bool,
+        new_flows: u32,
+    ) -> Result<Self> {
         let settings = Settings {
             flow_key: FLOW_KEY,
             seed_tag: SEED_TAG,
@@ -203,6 +215,10 @@ impl Rig {
             own_v6: own(true).into(),
             tunnel_port: Port::new(TUNNEL_PORT),
             reserved: [0; 2],
+            new_flows,
+            reserved2: 0,
+            source_mask_v4: mask(96 + SOURCE_PREFIX.0),
+            source_mask_v6: mask(SOURCE_PREFIX.1),
             vni: VNI,
             yield_after: YIELD_AFTER,
             takes_over: 0,

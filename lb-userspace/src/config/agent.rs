@@ -20,7 +20,7 @@ use super::{
     unicast,
 };
 use crate::model::{
-    AgentSettings, ArrivalTimes, GossipSettings, HoldDowns, Limits,
+    AgentSettings, ArrivalTimes, GossipSettings, HoldDowns, Limits, NewFlows,
     seed::{gossip_key_from, seed_from},
 };
 
@@ -52,6 +52,9 @@ const ARRIVALS: RangeInclusive<Duration> =
 
 const MAX_PATTERNS: usize = 32;
 const MAX_GATEWAYS: usize = 8;
+
+/// More than a node sees.
+const MAX_NEW_FLOWS: i64 = 1_000_000_000;
 
 const MAX_VNI: i64 = 0xff_ffff;
 /// Shorter texts are guessed from one tunnel header.
@@ -87,6 +90,7 @@ pub fn read(spec: &Value<'_>, path: &Path, overrides: &Overrides) -> Option<Agen
         "gossip",
         "holdDowns",
         "arrivals",
+        "newFlows",
         "announce",
     ])?;
     let place_of = |name: &str| fields.get(name).map_or(spec.place.clone(), |value| value.place);
@@ -127,6 +131,7 @@ pub fn read(spec: &Value<'_>, path: &Path, overrides: &Overrides) -> Option<Agen
         gossip,
         hold_downs: read_hold_downs(&fields),
         arrivals: read_arrivals(&fields),
+        new_flows: read_new_flows(&fields),
         announce_interfaces,
         gateways,
     };
@@ -274,6 +279,20 @@ fn read_arrivals(spec: &Fields<'_>) -> ArrivalTimes {
         *time = fields.read_or(name, *time, |value| value.duration(ARRIVALS));
     }
     times
+}
+
+fn read_new_flows(spec: &Fields<'_>) -> NewFlows {
+    let none = NewFlows::default();
+    let allowed = ["perSecond", "prefixV4", "prefixV6"];
+    let fields = spec.get("newFlows").and_then(|value| value.fields(&allowed));
+    let Some(fields) = fields else { return none };
+    let bits = |name, default, most| fields.read_or(name, default, |value| value.integer(1..=most));
+    NewFlows {
+        per_second: fields
+            .read_or("perSecond", none.per_second, |value| value.integer(0..=MAX_NEW_FLOWS)),
+        prefix_v4: bits("prefixV4", none.prefix_v4, 32),
+        prefix_v6: bits("prefixV6", none.prefix_v6, 128),
+    }
 }
 
 /// Patterns of interfaces, and gateways.

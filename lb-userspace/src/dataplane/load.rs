@@ -12,7 +12,7 @@ use aya::{
 };
 use lb_common::{
     abi::{map, program},
-    globals::{SETTINGS, Settings},
+    globals::{SETTINGS, Settings, mask},
     net::{Addr, Port},
 };
 
@@ -129,6 +129,10 @@ pub fn settings(agent: &AgentSettings, node: &Node) -> Settings {
         own_v6: own(false),
         tunnel_port: Port::new(agent.tunnel_port),
         reserved: [0; 2],
+        new_flows: agent.new_flows.per_second,
+        reserved2: 0,
+        source_mask_v4: mask(96 + agent.new_flows.prefix_v4),
+        source_mask_v6: mask(agent.new_flows.prefix_v6),
         vni: agent.vni,
         yield_after: u32::try_from(agent.hold_downs.mute.as_millis()).unwrap_or(u32::MAX),
         takes_over: 0,

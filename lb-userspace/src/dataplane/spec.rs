@@ -166,6 +166,7 @@ pub const SPECS: [Spec; map::ALL.len()] = [
     hash::<Addr, u64>(map::YIELDS, |limits| limits.vips),
     hash::<ClaimKey, Claim>(map::CLAIMS, |limits| limits.claims),
     scratch(map::UNDECIDED),
+    spec::<Addr, [u64; 2]>(map::SOURCES, Kind::LruHash, Entries::Fixed(capacity::SOURCES)),
 ];
 
 impl Spec {

@@ -106,10 +106,30 @@ pub struct AgentSettings {
     pub gossip: GossipSettings,
     pub hold_downs: HoldDowns,
     pub arrivals: ArrivalTimes,
+    #[serde(default)]
+    pub new_flows: NewFlows,
     /// Patterns (`*` stands for any text) of uplinks on which VIPs are announced; empty: all uplinks.
     pub announce_interfaces: Vec<String>,
     /// Whom a node asks that hears nobody any more; empty: the default gateways of its routes.
     pub gateways: Vec<IpAddr>,
+}
+
+/// How many connections one source prefix may open.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewFlows {
+    /// On this node; 0: no limit.
+    pub per_second: u32,
+    /// Bits of an address that are its prefix.
+    pub prefix_v4: u32,
+    pub prefix_v6: u32,
+}
+
+impl Default for NewFlows {
+    /// No limit; otherwise a client by its IPv4 address, or by the network that a host has in IPv6.
+    fn default() -> Self {
+        Self { per_second: 0, prefix_v4: 32, prefix_v6: 64 }
+    }
 }
 
 /// How agents talk to each other.

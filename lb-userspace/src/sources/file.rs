@@ -401,6 +401,7 @@ fn changed_settings(old: &AgentSettings, new: &AgentSettings) -> Vec<&'static st
         gossip,
         hold_downs,
         arrivals,
+        new_flows,
         announce_interfaces: _,
         gateways,
     } = new;
@@ -416,6 +417,7 @@ fn changed_settings(old: &AgentSettings, new: &AgentSettings) -> Vec<&'static st
         ("stateDir", *state_dir != old.state_dir),
         ("limits", *limits != old.limits),
         ("peers", peers != (&old.peer_interval, &old.peer_fall, &old.peer_rise)),
+        ("newFlows", *new_flows != old.new_flows),
         ("gossip.port", gossip.port != old.gossip.port),
         ("gossip.seeds", gossip.seeds != old.gossip.seeds),
         ("holdDowns", *hold_downs != old.hold_downs),

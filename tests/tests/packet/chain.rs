@@ -2,11 +2,10 @@
 
 use std::net::IpAddr;
 
-use lb_common::abi::{budget, map, program};
+use lb_common::abi::map;
 use lb_common::arrival::{Arrival, ArrivalKey, Tick, flags as seen};
 use lb_common::backend::BackendId;
-use lb_common::chain::{PLACES, SENDS, STRAYS};
-use lb_common::claim::{CLAIMANTS, Claim};
+use lb_common::claim::Claim;
 use lb_common::hash::fingerprint;
 use lb_common::hop;
 use lb_common::net::Port;
@@ -23,11 +22,11 @@ use crate::world::*;
 
 /// Ports of pools whose owner is the local backend unless said otherwise.
 /// Claimed by one elsewhere.
-const CLAIMED: u16 = 100;
+pub const CLAIMED: u16 = 100;
 /// Young, with two owners of before.
-const YOUNG: u16 = 101;
+pub const YOUNG: u16 = 101;
 /// The same two, but settled.
-const PASSED: u16 = 102;
+pub const PASSED: u16 = 102;
 /// More claims than places, with two owners of before.
 const OVERFLOWING: u16 = 103;
 /// Two owners of before; the node of the second is mute.
@@ -170,14 +169,14 @@ fn visited(backends: &[IpAddr]) -> [u16; 7] {
 }
 
 /// One family and protocol, and the rows made for it.
-struct Rows {
-    v6: bool,
-    proto: u8,
-    rows: Vec<Row>,
+pub struct Rows {
+    pub v6: bool,
+    pub proto: u8,
+    pub rows: Vec<Row>,
 }
 
 /// The packet as the other node tunnels it.
-fn carried(tunnel: &Tunnel, packet: &Frame) -> Frame {
+pub fn carried(tunnel: &Tunnel, packet: &Frame) -> Frame {
     let outer =
         Outer::new(peer(false), own(false), 0xc123, TUNNEL_PORT).macs(NODE_MAC, GATEWAY_MAC);
     tunnel.carry(&outer, &packet.packet())
@@ -185,7 +184,7 @@ fn carried(tunnel: &Tunnel, packet: &Frame) -> Frame {
 
 /// How a packet comes.
 #[derive(Clone)]
-enum By {
+pub enum By {
     /// From the client.
     Client,
     /// Through the tunnel, for the local backend unless changed.
@@ -203,23 +202,30 @@ impl Rows {
         By::Tunnel(Tunnel { data_flags, visited: visited(asked), ..self.tunnel() })
     }
 
-    fn frame(&self, by: &By, packet: &Frame) -> Frame {
+    pub fn frame(&self, by: &By, packet: &Frame) -> Frame {
         match by {
             By::Client => packet.clone(),
             By::Tunnel(tunnel) => carried(tunnel, &packet.clone().ttl(63)),
         }
     }
 
-    fn name(&self, what: &str) -> String {
+    pub fn name(&self, what: &str) -> String {
         format!("{} chain: {what}", kind(self.v6, self.proto))
     }
 
-    fn to(&self, port: u16) -> Frame {
+    pub fn to(&self, port: u16) -> Frame {
         to_port(self.v6, self.proto, port)
     }
 
     /// Delivered to a backend of this node.
-    fn delivered(&mut self, what: &str, by: &By, packet: &Frame, to: IpAddr, beside: &[Reason]) {
+    pub fn delivered(
+        &mut self,
+        what: &str,
+        by: &By,
+        packet: &Frame,
+        to: IpAddr,
+        beside: &[Reason],
+    ) {
         let (ttl, why) = match by {
             By::Client => (64, Reason::DeliveredLocal),
             By::Tunnel(_) => (63, Reason::Received),
@@ -544,72 +550,4 @@ fn syns(rows: &mut Rows) {
     let from = [numbered(v6, 77)];
     rows.sent_on("SYN for one that is not here", &gone, &syn(REMOTE), remote, &from, false);
     rows.delivered("SYN, the owner is here instead", &gone, &syn(LOCAL), local, &[]);
-}
-
-/// Rows whose limit is used up.
-pub fn limited() -> Vec<Row> {
-    let mut all = Vec::new();
-    for (v6, proto) in kinds() {
-        let mut rows = Rows { v6, proto, rows: Vec::new() };
-        let packet = rows.to(CLAIMED);
-        let beside = [Reason::SendsLimited];
-        if proto == TCP {
-            let frame = rows.frame(&By::Client, &packet);
-            let row = Row::dropped(rows.name("sends are used up"), &frame, Reason::Unsettled);
-            rows.rows.push(Row { counts: vec![Reason::Unsettled, Reason::SendsLimited], ..row });
-        } else {
-            rows.delivered("sends are used up", &By::Client, &packet, local_backend(v6), &beside);
-        }
-        let row = rows.rows.pop().expect("a row was made");
-        rows.rows.push(row.changed(|rig| rig.budget(budget::SENDS, SENDS).unwrap()));
-        if proto == TCP {
-            let frame = rows.to(LOCAL);
-            let row =
-                Row::dropped(rows.name("strays fill their part"), &frame, Reason::StrayLimited);
-            rows.rows.push(row.changed(|rig| rig.budget(budget::STRAYS, STRAYS).unwrap()));
-        }
-        all.append(&mut rows.rows);
-    }
-    all
-}
-
-/// How many sends, and how many openings, `count` strays of different clients cost this node.
-fn cost(rig: &mut Rig, v6: bool, port: u16, by: Option<Tunnel>, count: u16) -> (u64, usize) {
-    rig.clear_arrivals().unwrap();
-    rig.reasons().unwrap();
-    for client_port in 1..=count {
-        rig.budget(budget::STRAYS, 0).unwrap();
-        let packet = to_port(v6, TCP, port).ports(client_port, port);
-        let frame = match &by {
-            None => packet,
-            Some(tunnel) => carried(tunnel, &packet),
-        };
-        rig.verdict(program::INGRESS, &frame.build()).unwrap();
-    }
-    let reasons = rig.reasons().unwrap().0;
-    let of = |reason| reasons.get(&reason).copied().unwrap_or(0);
-    (of(Reason::SentOn) + of(Reason::SentLast), rig.arrivals().unwrap().opening.len())
-}
-
-#[test]
-fn stray_costs_a_node_no_send_in_quiet_and_one_at_most() {
-    const STRAYS: u16 = 200;
-    for v6 in [false, true] {
-        let mut rig = rig();
-        let tunnel = Tunnel::new(VNI, SEED_TAG, local_backend(v6), BACKEND_PORT);
-        for (what, port, by, at_most) in [
-            ("quiet", LOCAL, None, 0),
-            ("quiet, from the tunnel", LOCAL, Some(tunnel.clone()), 0),
-            ("quiet, with sets of before", PASSED, None, 0),
-            ("by a forwarder of another view", REMOTE, Some(tunnel), 1),
-            ("claimed", CLAIMED, None, 1),
-            ("young", YOUNG, None, 1),
-        ] {
-            let (sends, openings) = cost(&mut rig, v6, port, by, STRAYS);
-            let each = sends as f64 / f64::from(STRAYS);
-            println!("{what}: {each:.2} sends a stray on one node, {openings} openings");
-            assert!(sends <= at_most * u64::from(STRAYS), "{what}: {sends} sends");
-        }
-    }
-    assert_eq!(PLACES, 1 + CLAIMANTS + PAST, "the most that all nodes together may send");
 }

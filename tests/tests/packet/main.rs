@@ -7,6 +7,7 @@ mod arrivals;
 mod chain;
 mod egress;
 mod forward;
+mod limits;
 mod receive;
 mod robust;
 mod scan;
@@ -23,7 +24,8 @@ fn all() -> Vec<Row> {
         forward::rows(),
         receive::rows(),
         chain::rows(),
-        chain::limited(),
+        limits::rows(),
+        vec![limits::new_flow().0],
         answers::rows(),
         vec![answers::limited()],
         egress::rows(),
@@ -70,12 +72,14 @@ fn packets_of_unknown_flows_go_to_who_may_know_them() {
 
 #[test]
 fn what_strays_may_cost_is_limited() {
-    chain::limited().iter().for_each(world::run_in_time);
+    limits::rows().iter().for_each(|row| world::run_in_time(row, world::rig()));
+    let (row, rig) = limits::new_flow();
+    world::run_in_time(&row, rig);
 }
 
 #[test]
 fn refusals_stop_at_the_limit() {
-    world::run_in_time(&answers::limited());
+    world::run_in_time(&answers::limited(), world::rig());
 }
 
 #[test]

@@ -141,7 +141,15 @@ fn gone(v6: bool) -> IpAddr {
 
 /// A rig with the services above.
 pub fn rig() -> Rig {
-    let mut rig = Rig::new().unwrap();
+    filled(Rig::new().unwrap())
+}
+
+/// The same in a rig that limits new flows.
+pub fn limiting_rig(new_flows: u32) -> Rig {
+    filled(Rig::limited(new_flows).unwrap())
+}
+
+fn filled(mut rig: Rig) -> Rig {
     rig.hop(NODE_ELSEWHERE, hop_to_peer(OTHER_UPLINK, false)).unwrap();
     for (node, flags) in chain::NODES {
         rig.hop(node, Hop { flags, ..hop_to_peer(UPLINK, false) }).unwrap();
@@ -363,9 +371,8 @@ pub fn run(rows: Vec<Row>) {
 }
 
 /// Runs a row whose state the clock undoes, until it was fast enough.
-pub fn run_in_time(row: &Row) {
+pub fn run_in_time(row: &Row, mut rig: Rig) {
     let deadline = Instant::now() + Duration::from_secs(20);
-    let mut rig = rig();
     loop {
         let outcome = row.run(&mut rig);
         if outcome.reasons == row.counts || Instant::now() > deadline {

@@ -31,8 +31,8 @@ use weir::{
     },
     model::{
         AgentSettings, AnnouncePolicy, ArrivalTimes, Check, CheckKind, Delivery, FrontendObject,
-        FrontendPort, GossipSettings, Health, HoldDowns, Intent, Limits, Members, Node, Pool,
-        PoolMember, Protocol, Target, Verdicts, drains::NONE_DRAINED,
+        FrontendPort, GossipSettings, Health, HoldDowns, Intent, Limits, Members, NewFlows, Node,
+        Pool, PoolMember, Protocol, Target, Verdicts, drains::NONE_DRAINED,
     },
     plan::{self, Askers, Changed, Desired, History, Inputs, flows::Consensus, history, owners},
 };
@@ -458,6 +458,7 @@ fn agent(pin_dir: PathBuf, limits: Limits) -> AgentSettings {
         gossip: GossipSettings { port: 6085, keys: vec![[0; 32]], seeds: Vec::new() },
         hold_downs: HoldDowns::default(),
         arrivals: ArrivalTimes::default(),
+        new_flows: NewFlows::default(),
         announce_interfaces: Vec::new(),
         gateways: Vec::new(),
     }
