@@ -9,12 +9,16 @@
 //! - [`plane`]: the product's maps as the product fills them
 //! - [`rig`]: the loaded BPF object, run on one frame at a time
 //! - [`bench`]: what is measured and the goals it must meet
+//! - [`maglev`]: the tables that weir's are held against
+//! - [`consistency`]: a pool that changes under many flows, in virtual time
 //! - [`demo`]: the outage, replayed with and without weir
 
 pub mod bench;
+pub mod consistency;
 pub mod demo;
 pub mod fleet;
 pub mod lab;
+pub mod maglev;
 pub mod model;
 pub mod packet;
 pub mod pins;

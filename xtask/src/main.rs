@@ -41,7 +41,8 @@ enum Task {
         #[arg(long, value_name = "LAYER")]
         only: Vec<suite::Layer>,
     },
-    /// Measure: `packet` (also `--against REV`), `tables`, `health`, `failover`, `gossip` or `membership`
+    /// Measure: `packet` (also `--against REV`), `tables`, `health`, `failover`, `consistency`, `gossip` or
+    /// `membership`
     Bench(Run),
     /// Build the weir binary with the BPF object in it
     Build {

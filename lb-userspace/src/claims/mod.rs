@@ -6,8 +6,8 @@
 //! claims, as any of them may forward a flow into a slot that nobody owns. `wire`, `fold` and `publish` are
 //! pure; the rest of it is in here and never waits for anybody.
 
-mod fold;
-mod publish;
+pub mod fold;
+pub mod publish;
 mod wire;
 
 use std::{

@@ -3,6 +3,7 @@
 
 pub mod churn;
 pub mod claims;
+pub mod consistency;
 pub mod failover;
 pub mod flood;
 pub mod gossip;

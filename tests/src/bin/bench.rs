@@ -36,6 +36,8 @@ enum Bench {
     Churn(bench::churn::Options),
     /// Floods of strays beside established connections.
     Flood(bench::flood::Options),
+    /// Flows that break while pools change, simulated, beside Maglev without and with flow tables.
+    Consistency(bench::consistency::Options),
     /// What gossip costs a member of a small and of a large group, in virtual time.
     Gossip,
     /// What probes and gossip together cost a node, in virtual time.
@@ -57,6 +59,7 @@ fn main() -> Result<ExitCode> {
         Bench::Churn(options) => bench::churn::run(&options, args.json)?,
         Bench::Flood(options) => met(&bench::flood::run(&options, args.json)?.goals),
         Bench::Claims => met(&bench::claims::run(args.json)?.goals),
+        Bench::Consistency(options) => met(&bench::consistency::run(&options, args.json)?.goals),
         Bench::Gossip => met(&bench::gossip::run(args.json)?.goals),
         Bench::Membership => met(&bench::membership::run(args.json)?.goals),
         Bench::Serve { name, port } => {

@@ -4,14 +4,10 @@
 //! which is a prime as it needs.
 
 use super::{Figures, Quality, Spread, backend, pool, seed};
-use anyhow::{Context, Result};
-use lb_common::table::{Backend, DEFAULT_SLOTS, Seed, Table};
-use maglev::{ConsistentHasher, Maglev};
-use siphasher::sip::SipHasher13;
-use std::{
-    collections::BTreeMap,
-    hash::{BuildHasher, Hash, Hasher},
-};
+use crate::maglev;
+use anyhow::Result;
+use lb_common::table::{Backend, DEFAULT_SLOTS, Table};
+use std::collections::BTreeMap;
 
 /// Evenness and steadiness of pools of `backends`, over the seeds with these names.
 pub fn measure(backends: u32, seeds: &[String]) -> Result<Quality> {
@@ -29,9 +25,9 @@ pub fn measure(backends: u32, seeds: &[String]) -> Result<Quality> {
         let owners = [owners(&table), follow(&mut table, &fewer), follow(&mut table, &more)];
         weir.push(Sample::new(&pool, &owners, leaver, joiner));
         let owners = [
-            maglev_owners(&pool, seed)?,
-            maglev_owners(&fewer, seed)?,
-            maglev_owners(&more, seed)?,
+            maglev::owners(&pool, seed)?,
+            maglev::owners(&fewer, seed)?,
+            maglev::owners(&more, seed)?,
         ];
         maglev.push(Sample::new(&pool, &owners, leaver, joiner));
     }
@@ -91,53 +87,4 @@ fn owners(table: &Table) -> Vec<Backend> {
 fn follow(table: &mut Table, pool: &[Backend]) -> Vec<Backend> {
     table.update(pool);
     owners(table)
-}
-
-/// Keys the crate's hash by the seed for backends; slots that are looked up stand for themselves.
-struct ByBackend(Seed);
-struct ByBackendHasher(SipHasher13, Option<u64>);
-
-impl BuildHasher for ByBackend {
-    type Hasher = ByBackendHasher;
-
-    fn build_hasher(&self) -> Self::Hasher {
-        ByBackendHasher(SipHasher13::new_with_key(&self.0), None)
-    }
-}
-
-impl Hasher for ByBackendHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        self.0.write(bytes);
-    }
-
-    fn write_u64(&mut self, slot: u64) {
-        self.1 = Some(slot);
-    }
-
-    fn finish(&self) -> u64 {
-        self.1.unwrap_or_else(|| self.0.finish())
-    }
-}
-
-#[derive(Eq, PartialEq)]
-struct Node(Backend);
-
-impl Hash for Node {
-    fn hash<H: Hasher>(&self, hasher: &mut H) {
-        hasher.write(&self.0.addr.octets());
-        hasher.write(&self.0.port.get().to_be_bytes());
-    }
-}
-
-fn maglev_owners(pool: &[Backend], seed: Seed) -> Result<Vec<Backend>> {
-    let nodes = pool.iter().map(|&b| Node(b));
-    let maglev = Maglev::with_capacity_and_hasher(nodes, DEFAULT_SLOTS.into(), ByBackend(seed));
-    anyhow::ensure!(
-        maglev.capacity() == usize::from(DEFAULT_SLOTS),
-        "Maglev took {} slots",
-        maglev.capacity()
-    );
-    (0..u64::from(DEFAULT_SLOTS))
-        .map(|slot| Ok(maglev.get(&slot).context("Maglev left a slot free")?.0))
-        .collect()
 }
