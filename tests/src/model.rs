@@ -140,12 +140,15 @@ impl Model {
             .iter()
             .map(|pool| ((pool.vip, pool.port, pool.proto), pool.clone()))
             .collect();
-        let local = world
-            .services
-            .iter()
-            .flat_map(|pool| {
-                pool.backends.iter().filter(|b| b.node == 0).map(|b| (b.addr, b.port, pool.proto))
-            })
+        let owners = world.services.iter().map(|pool| (pool.proto, &pool.backends));
+        let others = world.candidates.iter().flat_map(|((_, _, proto), candidates)| {
+            [(*proto, &candidates.claims), (*proto, &candidates.past)]
+        });
+        let local = owners
+            .chain(others)
+            .flat_map(|(proto, backends)| backends.iter().map(move |backend| (proto, backend)))
+            .filter(|(_, backend)| backend.node == 0)
+            .map(|(proto, backend)| (backend.addr, backend.port, proto))
             .collect();
         Self { world, pools, local }
     }

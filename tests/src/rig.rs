@@ -453,10 +453,19 @@ impl Rig {
 
     pub fn clear_arrivals(&mut self) -> Result<()> {
         for name in [map::OPENING, map::ESTABLISHED, map::DATAGRAMS] {
-            for (key, _) in self.list::<ArrivalKey, Arrival>(name)? {
-                let mut map: HashMap<&mut MapData, ArrivalKey, Arrival> = self.map(name)?;
-                map.remove(&key)?;
-            }
+            self.clear::<ArrivalKey, Arrival>(name)?;
+        }
+        Ok(())
+    }
+
+    pub fn clear_yields(&mut self) -> Result<()> {
+        self.clear::<Addr, u64>(map::YIELDS)
+    }
+
+    fn clear<K: Pod, V: Pod>(&mut self, name: &str) -> Result<()> {
+        for (key, _) in self.list::<K, V>(name)? {
+            let mut map: HashMap<&mut MapData, K, V> = self.map(name)?;
+            map.remove(&key)?;
         }
         Ok(())
     }

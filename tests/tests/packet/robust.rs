@@ -13,40 +13,36 @@ use crate::world::*;
 /// Shortest frame that a test run takes.
 const SHORTEST: usize = 14;
 
-/// Frames of every kind that weir handles.
+/// Ports of pools of every kind, but for those of [`crate::chain`].
+const PORTS: [u16; 10] =
+    [LOCAL, REMOTE, REMOTE_OVER_V6, EMPTY, CLOSED, LOCAL_ONLY, STALE, NOWHERE, ALSO_LOCAL, AFFINE];
+
+/// Frames of flows that nobody knows.
+fn unknown() -> Vec<Vec<u8>> {
+    let mut frames = Vec::new();
+    let outer =
+        Outer::new(peer(false), own(false), 0xc123, TUNNEL_PORT).macs(NODE_MAC, GATEWAY_MAC);
+    for (v6, proto) in kinds() {
+        let tunnel = Tunnel::new(VNI, SEED_TAG, local_backend(v6), BACKEND_PORT);
+        let young = Tunnel { data_flags: 1, visited: [1, 2, 3, 0, 0, 0, 0], ..tunnel.clone() };
+        for port in PORTS.into_iter().chain(crate::chain::PORTS) {
+            frames.push(to_port(v6, proto, port));
+            let syn = to_vip(v6).tcp(CLIENT_PORT, port, "S");
+            for packet in [to_port(v6, proto, port), syn] {
+                frames.push(tunnel.carry(&outer, &packet.packet()));
+                frames.push(young.carry(&outer, &packet.packet()));
+            }
+        }
+    }
+    frames.iter().map(Frame::build).collect()
+}
+
+/// Frames of every other kind that weir handles.
 fn samples() -> Vec<Vec<u8>> {
     let mut frames = Vec::new();
     for (v6, proto) in kinds() {
-        for port in [
-            crate::chain::PORTS.as_slice(),
-            &[
-                LOCAL,
-                REMOTE,
-                REMOTE_OVER_V6,
-                EMPTY,
-                CLOSED,
-                LOCAL_ONLY,
-                STALE,
-                NOWHERE,
-                ALSO_LOCAL,
-                AFFINE,
-            ],
-        ]
-        .concat()
-        {
+        for port in PORTS {
             frames.push(to_port(v6, proto, port));
-            let outer = Outer::new(peer(false), own(false), 0xc123, TUNNEL_PORT)
-                .macs(NODE_MAC, GATEWAY_MAC);
-            let tunnel = Tunnel::new(VNI, SEED_TAG, local_backend(v6), BACKEND_PORT);
-            let packet = to_port(v6, proto, port);
-            frames.push(tunnel.carry(&outer, &packet.packet()));
-            let young = Tunnel { data_flags: 1, visited: [1, 2, 3, 0, 0, 0, 0], ..tunnel };
-            frames.push(young.carry(&outer, &packet.packet()));
-            if proto == TCP {
-                let syn = to_vip(v6).tcp(CLIENT_PORT, port, "S");
-                frames.push(tunnel.carry(&outer, &syn.packet()));
-                frames.push(young.carry(&outer, &syn.packet()));
-            }
         }
         frames.push(to_port(v6, proto, LOCAL).vlan(7));
         frames.push(to_port(v6, proto, REMOTE).tag(0x88a8, 7).vlan(8));
@@ -90,7 +86,6 @@ fn frames_cut_at_every_length_meet_the_models_fate() {
     let (mut rig, model) = (rig(), model());
     for frame in samples() {
         for length in SHORTEST..=frame.len() {
-            forget(&mut rig);
             compare(&mut rig, &model, &frame[..length]);
         }
     }
@@ -166,7 +161,7 @@ fn mutated_frames_meet_the_models_fate() {
     let number = |name: &str, default| {
         std::env::var(name).map_or(default, |text| text.parse().expect("a number"))
     };
-    let (mut rig, model, samples) = (rig(), model(), samples());
+    let (mut rig, model, samples) = (rig(), model(), [samples(), unknown()].concat());
     let mut random = Random(number("WEIR_FUZZ_SEED", 1));
     for _ in 0..number("WEIR_FUZZ", MUTATIONS).div_ceil(BATCH as u64) {
         let frames: Vec<_> = (0..BATCH)
@@ -184,10 +179,11 @@ fn mutated_frames_meet_the_models_fate() {
     }
 }
 
-/// What the model does not know of: arrivals, limits that are used up, what was counted before.
+/// What the model does not know of: arrivals, yields, limits that are used up, what was counted before.
 fn forget(rig: &mut Rig) {
     rig.reasons().unwrap();
     rig.clear_arrivals().unwrap();
+    rig.clear_yields().unwrap();
     for index in 0..budget::ENTRIES {
         rig.budget(index, 0).unwrap();
     }
