@@ -32,12 +32,13 @@ pub struct Claim {
 const _: () = assert!(size_of::<Claim>() == 24);
 
 impl Claim {
-    /// What one node holds of a slot's claimants. Where they are more than the places, `turn` says
-    /// which: nodes of different turns hold different ones, so a packet that goes from one claimant's
-    /// node to the next finds them all.
-    pub fn of(claimants: &[BackendId], turn: u64) -> Self {
+    /// What one node holds of a slot's claimants, which are in the same order on all nodes. Where they
+    /// are more than the places, a node holds those that follow its own, the last one's successor being
+    /// the first: so a packet that goes from one claimant's node to the next meets all of them.
+    pub fn of(claimants: &[BackendId], is_local: impl Fn(&BackendId) -> bool) -> Self {
         let overflow = claimants.len() > CLAIMANTS;
-        let first = if overflow { (turn % claimants.len() as u64) as usize } else { 0 };
+        let own = if overflow { claimants.iter().rposition(is_local) } else { None };
+        let first = own.map_or(0, |own| own + 1);
         let mut claim = Self { overflow: overflow as u32, ..Self::default() };
         let held = claimants.iter().cycle().skip(first).take(claimants.len());
         for (place, id) in claim.backends.iter_mut().zip(held) {
@@ -54,15 +55,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nodes_hold_different_ones_of_too_many_claimants() {
-        let ids: std::vec::Vec<_> = (1..=5).map(|index| BackendId::new(index, 1)).collect();
-        let few = Claim::of(&ids[..3], 7);
+    fn a_node_holds_those_of_too_many_claimants_that_follow_its_own() {
+        let ids: std::vec::Vec<_> = (1..=6).map(|index| BackendId::new(index, 1)).collect();
+        let on = |local: usize| move |id: &BackendId| id.index() as usize == local + 1;
+        let few = Claim::of(&ids[..3], on(1));
         assert_eq!(few.backends, [ids[0], ids[1], ids[2], BackendId::NONE]);
         assert_eq!(few.overflow, 0);
-        let held = |turn| Claim::of(&ids, turn);
-        assert_eq!(held(0).backends, ids[..4]);
-        assert_eq!(held(4).backends, [ids[4], ids[0], ids[1], ids[2]]);
-        assert_eq!(held(9), held(4));
-        assert!(held(0).overflow != 0);
+        let nobody = Claim::of(&ids, |_| false);
+        assert_eq!(nobody.backends, ids[..4]);
+        assert_ne!(nobody.overflow, 0);
+        assert_eq!(Claim::of(&ids, on(3)).backends, [ids[4], ids[5], ids[0], ids[1]]);
+        assert_eq!(Claim::of(&ids, on(5)).backends, ids[..4]);
     }
 }

@@ -71,7 +71,8 @@ struct Receiver<'a> {
 impl Receiver<'_> {
     fn claim(&self) -> Claim {
         let claimants = self.held.claims.get(&self.flow.slot);
-        claimants.map_or(Claim::default(), |ids| Claim::of(ids, self.node.into()))
+        let is_local = |id: &BackendId| node_of(number_of(*id)) == self.node;
+        claimants.map_or(Claim::default(), |ids| Claim::of(ids, is_local))
     }
 }
 

@@ -6,11 +6,7 @@ use std::{
 };
 
 use lb_common::{
-    backend::BackendId,
-    claim::{CLAIMANTS, Claim},
-    service::flags::ALWAYS_YOUNG,
-    siphash::Sip13,
-    table::Seed,
+    backend::BackendId, claim::Claim, service::flags::ALWAYS_YOUNG, siphash::Sip13, table::Seed,
 };
 
 use super::held::{Held, HeldFrontend, Holding, Place};
@@ -89,14 +85,11 @@ pub fn place(former: &Former, in_force: Holding) -> Place {
 
 /// The entries of a frontend's slots.
 fn claims(held: &Held, claimed: Option<&Claimed>, slots: u16) -> BTreeMap<u16, Claim> {
-    let id = |address: &SocketAddr| Some(held.backends.get(address)?.id);
     let claimed = claimed.into_iter().flat_map(|claimed| &claimed.slots);
     let claim = |(slot, claimants): (&u16, &BTreeSet<SocketAddr>)| {
-        let ids: Vec<BackendId> = claimants.iter().filter_map(id).collect();
-        let mut claim = Claim { overflow: u32::from(ids.len() > CLAIMANTS), ..Claim::default() };
-        for (place, id) in claim.backends.iter_mut().zip(&ids) {
-            *place = *id;
-        }
+        let known = || claimants.iter().filter_map(|address| held.backends.get(address));
+        let ids: Vec<BackendId> = known().map(|it| it.id).collect();
+        let claim = Claim::of(&ids, |id| known().any(|it| it.id == *id && it.node == 0));
         (!ids.is_empty()).then_some((*slot, claim))
     };
     claimed.filter(|(slot, _)| **slot < slots).filter_map(claim).collect()
