@@ -3,7 +3,7 @@
 use std::{
     fs,
     fs::File,
-    path::PathBuf,
+    path::Path,
     sync::{Arc, Mutex},
     time::SystemTime,
 };
@@ -72,7 +72,7 @@ pub fn begin(args: &AgentArgs) -> anyhow::Result<Begun> {
     Ok(Begun { source, lock, keep })
 }
 
-fn nothing(first: &FirstLook, state_dir: &PathBuf) -> anyhow::Error {
+fn nothing(first: &FirstLook, state_dir: &Path) -> anyhow::Error {
     let no_checkpoint =
         format!("no configuration, and no checkpoint of one in {}", state_dir.display());
     match first.intent() {

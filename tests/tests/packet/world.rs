@@ -333,7 +333,7 @@ impl Row {
         let beside = outcome.reason_bytes as usize - self.frame.len() * self.counts.len().min(1);
         match self.counts.len() {
             0 | 1 => assert_eq!(beside, 0, "{name}: bytes counted"),
-            more => assert!(beside % (more - 1) == 0 && beside > 0, "{name}: bytes counted"),
+            more => assert!(beside.is_multiple_of(more - 1) && beside > 0, "{name}: bytes counted"),
         }
         let want = match &self.output {
             Output::Gone => return,

@@ -154,7 +154,9 @@ fn tables_of_before_give_way_oldest_first_and_never_cost_one_in_force() {
     let limits = Limits { owner_blocks: 8 * 16 + 1, ..LIMITS };
     let mut data_plane = data_plane(Fake::new(&limits));
     let names = ["192.0.2.1:80", "192.0.2.2:80", "192.0.2.3:80", "192.0.2.4:80"];
-    let site = |sets: &[(&str, &[u32], &[&[u32]])]| {
+    /// A frontend, who owns its slots, and who did before.
+    type Sets<'a> = (&'a str, &'a [u32], &'a [&'a [u32]]);
+    let site = |sets: &[Sets<'_>]| {
         let mut plan = Desired::default();
         for (name, now, past) in sets {
             let mut one = with_past(now, past);
