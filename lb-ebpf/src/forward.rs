@@ -189,10 +189,11 @@ fn to_frontend(frame: &mut Frame, link: &Link, ip: &Ip, flow: &Flow) -> Fate {
     let bytes = ip.length;
     maps::count_service(service, bytes);
     // A constant to the verifier: without a limit the rest is no part of the program.
-    if setting::new_flows() != 0 && ip.proto == proto::TCP {
-        if let Err(reason) = within_limit(frame, ip) {
-            return Fate::of(Err(reason));
-        }
+    if setting::new_flows() != 0
+        && ip.proto == proto::TCP
+        && let Err(reason) = within_limit(frame, ip)
+    {
+        return Fate::of(Err(reason));
     }
     let Some(record) = maps::record(service) else {
         return refuse::refuse(frame, link, ip, Reason::RefusedNoBackend);
