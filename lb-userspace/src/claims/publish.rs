@@ -20,8 +20,8 @@ use crate::{
 
 /// Claims that one member publishes; those with the fewest flows stay untold beyond.
 pub const CLAIMS_MOST: usize = 150_000;
-/// Members that publish a frontend's lineage: some may be a step behind, have forgotten or just joined.
-const TELLERS: usize = 5;
+/// Members that publish a frontend's lineage: one may die.
+const TELLERS: usize = 2;
 /// A changed number of flows alone is worth telling from one part in so many on.
 const WORTH_TELLING: u64 = 10;
 /// Orders members by frontend; it needs no secret.

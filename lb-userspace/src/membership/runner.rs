@@ -38,9 +38,6 @@ const BIND_RETRY: Duration = Duration::from_millis(100);
 const EVENTS: usize = 64;
 /// Of the thread; the rest of the agent has 0.
 const NICENESS: libc::c_int = -10;
-/// Lineages that go out at once within a span; those beyond go out a batch at a time.
-const LINEAGES_URGENT: u32 = 32;
-const LINEAGES_SPAN: Duration = Duration::from_secs(1);
 /// How long refused datagrams are a problem that status shows.
 const REFUSED_FOR: Duration = Duration::from_secs(60);
 
@@ -147,8 +144,6 @@ struct Runner {
     answers: mpsc::Sender<bool>,
     answer: mpsc::Receiver<bool>,
     reported: Option<Instant>,
-    /// Since when lineages are counted, and how many there were.
-    lineages: (Instant, u32),
     /// Refused datagrams as of the last report, and when there were new ones.
     refused: (u64, Option<Instant>),
 }
@@ -183,7 +178,6 @@ impl Runner {
             answers,
             answer,
             reported: None,
-            lineages: (now, 0),
             refused: (0, None),
             settings,
         })
@@ -287,25 +281,10 @@ impl Runner {
     }
 
     fn publish(&mut self, (key, value): Publication) {
-        let now = Instant::now();
-        let urgent = match key.topic {
-            // A node that has just joined asks earlier owners only once it knows of them.
-            Topic::LINEAGE => self.hurries(now),
-            // Claims come many at a time, and what they wait for waits for seconds. All else changes
-            // where flows go.
-            topic => !topic.is_of_claims(),
-        };
-        self.machine.publish(key, value, urgent, now);
-    }
-
-    /// Whether one more lineage may go out at once: a node's death makes one for each frontend.
-    fn hurries(&mut self, now: Instant) -> bool {
-        let (since, count) = &mut self.lineages;
-        if now >= *since + LINEAGES_SPAN {
-            (*since, *count) = (now, 0);
-        }
-        *count += 1;
-        *count <= LINEAGES_URGENT
+        // Claims come many at a time, and what they wait for waits for seconds. All else changes where
+        // flows go.
+        let urgent = !key.topic.is_of_claims();
+        self.machine.publish(key, value, urgent, Instant::now());
     }
 
     fn on_stream(&mut self, event: Event) {

@@ -45,12 +45,7 @@ impl Gossip {
     pub fn say(&mut self, node: NodeNumber, words: Vec<Publication>, now: usize, dice: &mut Dice) {
         for word in words {
             let last = self.last.entry((node, word.0.clone())).or_default();
-            let delay = match word.0.topic {
-                // Urgent, as there are few.
-                Topic::LINEAGE => 0,
-                _ => dice.below(DELAY),
-            };
-            *last = (*last).max((now + 1 + delay).next_multiple_of(BEAT));
+            *last = (*last).max((now + 1 + dice.below(DELAY)).next_multiple_of(BEAT));
             self.under_way.entry(*last).or_default().push((node, word));
         }
     }
