@@ -321,6 +321,12 @@ impl Drop for Fleet<'_> {
                 let log = self.log(node);
                 let tail = log.ceil_char_boundary(log.len().saturating_sub(LOG_TAIL));
                 let status = self.ask(node, &["status"]).unwrap_or_default();
+                let fates = self.ask(node, &["counters"]).unwrap_or_default();
+                let fates = fates["counters"].as_array().cloned().unwrap_or_default();
+                let counted = fates.iter().filter(|it| it["packets"] != 0);
+                let fates: Vec<_> =
+                    counted.map(|it| format!("{} {}", it["name"], it["packets"])).collect();
+                eprintln!("== packets at {}: {}", node.name(), fates.join(", "));
                 eprintln!(
                     "== agent of {}: problems {}\n{}",
                     node.name(),
