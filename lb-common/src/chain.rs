@@ -140,6 +140,8 @@ pub struct Packet {
     pub tcp: bool,
     /// A SYN that opens ([`crate::decide::Segment::opens`]).
     pub opens: bool,
+    /// An RST ([`crate::decide::Segment::resets`]).
+    pub resets: bool,
     /// The backend of this node that the packet was sent to. [`BackendId::NONE`]: one that is not
     /// here, or nobody, where the slot has no owner.
     pub meant: BackendId,
@@ -157,6 +159,13 @@ pub struct Packet {
 }
 
 impl Packet {
+    /// Whether the client sends it again where it is lost. Nobody does that with an RST, and at a
+    /// backend that does not know its connection it harms nothing.
+    #[inline(always)]
+    const fn is_sent_again(&self) -> bool {
+        self.tcp && !self.resets
+    }
+
     /// The header's *young* as the next hop must get it.
     #[inline(always)]
     pub const fn is_young(&self) -> bool {
@@ -266,7 +275,7 @@ fn ask(view: &mut impl View, packet: &Packet, owner: BackendId) -> Step {
                 return Step::Send { to: id, visited, last: false };
             }
             // The connection may well live: what the client sends again finds room.
-            if packet.tcp {
+            if packet.is_sent_again() {
                 return Step::Drop(Reason::Unsettled);
             }
             break;
@@ -287,7 +296,7 @@ fn ask(view: &mut impl View, packet: &Packet, owner: BackendId) -> Step {
 fn unanswered(view: &mut impl View, packet: &Packet, owner: BackendId) -> Step {
     let nobody = packet.fingerprint == 0;
     let settles = packet.is_young() && packet.flags & flags::ALWAYS_YOUNG == 0;
-    if packet.tcp && settles && !(nobody && packet.opens) {
+    if packet.is_sent_again() && settles && !(nobody && packet.opens) {
         return Step::Drop(Reason::Unsettled);
     }
     to_owner(view, packet, owner)

@@ -40,6 +40,11 @@ impl Segment {
         self.is(tcp::SYN | tcp::ACK | tcp::RST, tcp::SYN)
     }
 
+    #[inline(always)]
+    pub const fn resets(&self) -> bool {
+        self.flags & tcp::RST != 0
+    }
+
     /// A SYN-ACK.
     #[inline(always)]
     pub const fn accepts(&self) -> bool {
@@ -110,7 +115,7 @@ pub const fn seen_from_backend(arrival: &Arrival, segment: &Segment, now: Tick) 
     if segment.flags & tcp::FIN != 0 {
         set |= flags::BACKEND_FIN;
     }
-    if segment.flags & tcp::RST != 0 {
+    if segment.resets() {
         set |= flags::BACKEND_RST;
     }
     Arrival::pack(set, now)
@@ -120,7 +125,7 @@ pub const fn seen_from_backend(arrival: &Arrival, segment: &Segment, now: Tick) 
 /// stray gets.
 #[inline(always)]
 pub const fn noted(arrival: &Arrival, segment: &Segment, now: Tick) -> Arrival {
-    if segment.flags & tcp::RST != 0 {
+    if segment.resets() {
         return *arrival;
     }
     let syn = (segment.flags & tcp::SYN != 0) as u32;

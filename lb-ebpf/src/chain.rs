@@ -119,6 +119,7 @@ fn prepare(frame: &mut Frame) -> Fate {
     case.packet = Packet {
         tcp,
         opens: case.segment.opens(),
+        resets: case.segment.resets(),
         meant: meant.id,
         fingerprint: if nobody { 0 } else { named(&meant.addr, meant.port) },
         visited: meant.visited,

@@ -293,7 +293,8 @@ pub fn hand_over(
 /// but strays must not crowd out handshakes.
 #[inline(always)]
 fn stray(key: &ArrivalKey, service: u32, segment: &Segment) -> Result<(), Reason> {
-    if maps::opening().get(key).is_some_and(|opening| opening.service == service) {
+    // No answer follows an RST.
+    if segment.resets() || maps::opening().get(key).is_some_and(|it| it.service == service) {
         return Ok(());
     }
     if !maps::stray_allowed() {

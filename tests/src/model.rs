@@ -340,7 +340,8 @@ impl Model {
         let candidates = self.world.candidates.get(&key).unwrap_or(&none);
         let owner = self.owner(pool, packet, from, to);
         let tcp = packet.proto == TCP;
-        let opens = tcp && packet.bytes[packet.header + 13] & 0b10110 == 0b10;
+        let tcp_flags = if tcp { packet.bytes[packet.header + 13] } else { 0 };
+        let (opens, resets) = (tcp_flags & 0b10110 == 0b10, tcp_flags & 0b100 != 0);
         let delivered = if arrived.tunnelled { Reason::Received } else { Reason::DeliveredLocal };
         let delivered = Fate::new(Action::Pass, &[delivered]);
         let here = arrived
@@ -400,7 +401,7 @@ impl Model {
         }
         let nobody = arrived.meant.is_none();
         let taken = opens && owner.is_some_and(|owner| owner.node == 0 && open(&owner));
-        if tcp && young && !never_drops && !(nobody && opens) && !taken {
+        if tcp && !resets && young && !never_drops && !(nobody && opens) && !taken {
             return Err(Reason::Unsettled);
         }
         to_owner()

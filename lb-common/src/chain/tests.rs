@@ -102,6 +102,10 @@ fn syn() -> Packet {
     Packet { opens: true, ..segment() }
 }
 
+fn reset() -> Packet {
+    Packet { resets: true, ..segment() }
+}
+
 fn datagram() -> Packet {
     Packet { tcp: false, ..segment() }
 }
@@ -292,6 +296,7 @@ fn end_of_the_chain_is_the_owner_but_a_drop_for_tcp_while_young() {
         (young(segment()), UNSETTLED),
         (flagged(segment(), flags::YOUNG), UNSETTLED),
         (young(datagram()), send_last(20)),
+        (young(reset()), send_last(20)),
         (flagged(young(segment()), flags::ALWAYS_YOUNG), send_last(20)),
     ] {
         view().decides(&after(packet, &[20]), step);
@@ -347,6 +352,7 @@ fn used_up_budget_sends_nothing_on_and_breaks_no_connection() {
     view().decides(&segment(), UNSETTLED);
     view().decides(&flagged(segment(), flags::ALWAYS_YOUNG), UNSETTLED);
     view().decides(&datagram(), send_last(20));
+    view().decides(&reset(), send_last(20));
     view().knowing(1).decides(&segment(), deliver(1));
     node(2, &[], &[]).without_budget().knowing(2).decides(&segment(), deliver(2));
     node(1, &[], &[]).without_budget().decides(&segment(), deliver(1));

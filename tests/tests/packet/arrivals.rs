@@ -106,6 +106,16 @@ fn stray_segment_is_delivered_and_stays_an_opening() {
 }
 
 #[test]
+fn stray_reset_is_delivered_and_makes_no_arrival() {
+    for v6 in [false, true] {
+        let mut rig = rig();
+        let outcome = rig.ingress(&to_vip(v6).tcp(CLIENT_PORT, LOCAL, "R").build()).unwrap();
+        assert_eq!((outcome.action, outcome.reasons), (Action::Pass, vec![Reason::DeliveredLocal]));
+        assert!(rig.arrivals().unwrap().opening.is_empty());
+    }
+}
+
+#[test]
 fn lost_maps_are_made_again_by_traffic_of_both_sides() {
     for v6 in [false, true] {
         let mut rig = rig();

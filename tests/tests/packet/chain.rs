@@ -433,6 +433,8 @@ fn ends(rows: &mut Rows) {
     let asked = rows.after(0, &both);
     if tcp {
         rows.dropped("all asked while young", &asked, &packet, Reason::Unsettled);
+        let reset = to_vip(v6).tcp(CLIENT_PORT, YOUNG, "R").seq(5);
+        rows.delivered("RST, all asked while young", &asked, &reset, local, &[]);
     } else {
         rows.delivered("all asked while young", &asked, &packet, local, &[]);
     }
