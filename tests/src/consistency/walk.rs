@@ -156,6 +156,7 @@ pub fn walk<'a>(
         let packet = Packet {
             tcp: flow.tcp,
             opens: flow.tcp && flow.state == State::Unborn,
+            resets: false,
             meant: if here { header.meant } else { BackendId::NONE },
             fingerprint: named.map_or(0, |it| site.fingerprint(it)),
             visited: if without.fingerprints { Visited::NONE } else { header.visited },
