@@ -330,7 +330,8 @@ impl<const ENTRIES: usize> Arrivals<ENTRIES> {
         }
     }
 
-    /// Changes what is known in place; the fields are words, so a reader sees each whole.
+    /// Changes what is known in place; the fields are words, so a reader sees each whole. Of the time
+    /// it may see bytes of before: then it is up to a minute older, for an instant.
     /// Returns what was there.
     #[inline(always)]
     pub fn update(
@@ -342,10 +343,19 @@ impl<const ENTRIES: usize> Arrivals<ENTRIES> {
         // SAFETY: the look-up gave a valid element, copied out at once.
         let before = Arrival::from_words(unsafe { *place });
         let after = change(&before);
-        if after.seen != before.seen {
-            // SAFETY: the element outlives the program's run; at worst it now serves another flow,
-            // whose time is then a little newer.
-            unsafe { (*place)[SEEN] = after.seen };
+        let changed = after.seen ^ before.seen;
+        // SAFETY: the element outlives the program's run; at worst it now serves another flow, whose
+        // time is then a little newer. The bytes are those of one word of it.
+        let bytes = unsafe { &raw mut (*place)[SEEN] }.cast::<u8>();
+        let [flags, time @ ..] = after.seen.to_le_bytes();
+        // The other direction's FIN, noted on another CPU meanwhile, must not be lost to a new time.
+        if changed & 0xff != 0 {
+            // SAFETY: as above.
+            unsafe { bytes.write(flags) };
+        }
+        if changed >> 8 != 0 {
+            // SAFETY: as above.
+            unsafe { bytes.add(1).cast::<[u8; 3]>().write(time) };
         }
         if after.backend_seq != before.backend_seq {
             // SAFETY: as above.

@@ -401,7 +401,8 @@ impl Model {
         }
         let nobody = arrived.meant.is_none();
         let taken = opens && owner.is_some_and(|owner| owner.node == 0 && open(&owner));
-        if tcp && !resets && young && !never_drops && !(nobody && opens) && !taken {
+        let sent_again = tcp && !resets;
+        if sent_again && young && !never_drops && !(nobody && opens) && !taken {
             return Err(Reason::Unsettled);
         }
         to_owner()
