@@ -27,6 +27,8 @@ use serde_json::Value;
 
 const ANSWER: Duration = Duration::from_secs(5);
 const WEB: u16 = 80;
+/// From which a client's connections take theirs.
+const LOCAL_PORTS: &str = "net/ipv4/ip_local_port_range";
 /// Requests that must have been served in a row, well or ill, before a phase of a test goes on.
 const REQUESTS: usize = 60;
 
@@ -70,15 +72,19 @@ impl Site {
         self.client().run(|| http::get(to, ANSWER)).server().map(str::to_owned)
     }
 
-    /// Connections to every VIP, and who serves each.
+    /// Connections to every VIP, and who serves each. Their ports are no others': a connection from the
+    /// same port to another VIP over the same backend would be a clash as long as these live.
     fn connect(&self) -> Vec<(String, Connection)> {
+        self.client().sysctl(LOCAL_PORTS, "10000 19999").unwrap();
         let open = |vip: IpAddr| {
             self.client().run(|| {
                 let mut connection = Connection::open(SocketAddr::new(vip, WEB), ANSWER).unwrap();
                 (connection.get(ANSWER).unwrap().server, connection)
             })
         };
-        self.vips().into_iter().cycle().take(12).map(open).collect()
+        let connections = self.vips().into_iter().cycle().take(12).map(open).collect();
+        self.client().sysctl(LOCAL_PORTS, "20000 60999").unwrap();
+        connections
     }
 
     fn all_live(&self, connections: &mut [(String, Connection)]) {
