@@ -248,8 +248,12 @@ fn cleanup_leaves_nothing_and_the_others_serve_on() {
     assert!(busy.1.contains("another agent runs"), "{}", busy.1);
 
     fleet.stop_agent(gone).unwrap();
+    // A configuration that nobody can read keeps nothing on the node.
+    let good = fs::read(fleet.config()).unwrap();
+    fs::write(fleet.config(), "kind: nonsense").unwrap();
     let cleaned = cleanup(&fleet, gone);
-    assert!(cleaned.0, "{}", cleaned.1);
+    fs::write(fleet.config(), good).unwrap();
+    assert!(cleaned.0 && cleaned.1.contains("cannot be used"), "{}", cleaned.1);
     assert_eq!(gone.xdp(UPLINK).unwrap(), XdpAttached::None);
     assert!(!pin_dir(gone).exists(), "{:?}", files(&pin_dir(gone)));
     let again = cleanup(&fleet, gone);

@@ -9,6 +9,7 @@
 //! nothing in the kernel: maps, programs and links stay.
 
 mod begin;
+mod cleanup;
 pub mod control;
 mod heartbeat;
 mod keep;
@@ -20,7 +21,7 @@ mod state;
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{self, IsTerminal},
+    io::IsTerminal,
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -39,10 +40,9 @@ use tokio::{
 use crate::{
     announce, claims,
     cli::args::AgentArgs,
-    config::{self, Overrides},
+    config::Overrides,
     dataplane::{
         apply::DataPlane,
-        attach,
         grace::Barrier,
         keys::Keys,
         load::{self, Loaded},
@@ -54,8 +54,7 @@ use crate::{
     model::{AgentSettings, Intent},
     netlink,
     plan::history::{self, History},
-    report::{control::SOCKET, status::FILE},
-    sources::{checkpoint, file::FileSource, trust},
+    sources::file::FileSource,
 };
 use begin::{Begun, begin};
 use memory::Memory;
@@ -94,7 +93,7 @@ pub fn run(args: AgentArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         match args.cleanup {
-            true => cleanup(args).await,
+            true => cleanup::cleanup(args).await,
             false => {
                 // From the first moment on: a start that is interrupted ends in order too.
                 let end = EndSignals::new()?;
@@ -124,34 +123,6 @@ fn overrides(args: &AgentArgs) -> Overrides {
         pin_dir: args.pin_dir.clone(),
         state_dir: args.state_dir.clone(),
     }
-}
-
-/// Takes weir off this node: detaches everything, removes the pins of all layouts, the proxy entries
-/// of VIPs, the control socket, checkpoints and the last account of an agent. What people ordered stays in the
-/// state folder.
-async fn cleanup(args: AgentArgs) -> anyhow::Result<()> {
-    let agent = config::load(&args.config, &overrides(&args))?.agent;
-    let _lock = lock(&agent.pin_dir)?;
-    let devices: Vec<_> = agent.uplinks.iter().chain(&agent.egress_devices).cloned().collect();
-    let mut removed = attach::cleanup(&agent.pin_dir, &devices).await?;
-    let vips = announce::neighbour::forget().await?;
-    removed.extend(vips.iter().map(|vip| format!("proxy entry of {vip}")));
-    // Checkpoints hold keys.
-    for name in [SOCKET, FILE, trust::FILE].into_iter().chain(checkpoint::EVERY_FILE) {
-        let path = agent.state_dir.join(name);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            result => {
-                result.with_context(|| format!("remove {}", path.display()))?;
-                removed.push(path.display().to_string());
-            }
-        }
-    }
-    removed.iter().for_each(|removed| println!("removed {removed}"));
-    if removed.is_empty() {
-        println!("nothing of weir is here");
-    }
-    Ok(())
 }
 
 /// One agent a pin folder: the lock is on the folder itself, and ends with the process.

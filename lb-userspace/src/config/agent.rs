@@ -26,7 +26,7 @@ use crate::model::{
 
 /// Slots of a frontend when nobody says: prime, and enough for 204 backends.
 const DEFAULT_SLOTS: u32 = 4093;
-const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/weir";
+pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/weir";
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/weir";
 
 /// Three lost probes of 100 ms make a node dead: a takeover starts within half a second, and one

@@ -139,10 +139,19 @@ pub fn read_text(path: &Path) -> Result<String, ConfigErrors> {
 
 /// The state directory that a text seems to name, valid or not, or the default.
 pub fn likely_state_dir(text: &str) -> PathBuf {
-    let named = text.split_once("stateDir:").map(|(_, rest)| rest);
+    likely_dir(text, "stateDir:", agent::DEFAULT_STATE_DIR)
+}
+
+/// Likewise the folder of pins.
+pub fn likely_pin_dir(text: &str) -> PathBuf {
+    likely_dir(text, "pinDir:", agent::DEFAULT_PIN_DIR)
+}
+
+fn likely_dir(text: &str, field: &str, default: &str) -> PathBuf {
+    let named = text.split_once(field).map(|(_, rest)| rest);
     let value = named.and_then(|rest| rest.split([',', '}', '#', '\n']).next()).unwrap_or_default();
     let value = PathBuf::from(value.trim().trim_matches(['"', '\'']));
-    if value.is_absolute() { value } else { agent::DEFAULT_STATE_DIR.into() }
+    if value.is_absolute() { value } else { default.into() }
 }
 
 /// Files of secrets that a configuration names, by path, with their text; `None`: it cannot be read.

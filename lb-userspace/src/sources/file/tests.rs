@@ -305,7 +305,7 @@ fn what_crashed_the_agent_counts_again_once_it_differs_or_somebody_insists() {
 }
 
 #[test]
-fn a_bad_file_still_tells_the_state_directory() {
+fn a_bad_file_still_tells_its_directories() {
     for (text, expected) in [
         ("spec:\n  stateDir: /x/y # here\n  bad", "/x/y"),
         ("spec: {stateDir: \"/x/y\", uplinks: [", "/x/y"),
@@ -314,4 +314,6 @@ fn a_bad_file_still_tells_the_state_directory() {
     ] {
         assert_eq!(config::likely_state_dir(text), Path::new(expected), "{text}");
     }
+    assert_eq!(config::likely_pin_dir("{pinDir: /x, stateDir: /y, bad"), Path::new("/x"));
+    assert_eq!(config::likely_pin_dir("stateDir: /y"), Path::new("/sys/fs/bpf/weir"));
 }
