@@ -13,7 +13,7 @@ mod template;
 
 use aya_ebpf::{
     bindings::{TC_ACT_UNSPEC, xdp_action},
-    btf_maps::{Array, LruHashMap, ProgramArray},
+    btf_maps::{Array, HashMap, LruHashMap, ProgramArray},
     helpers::generated::{bpf_get_prandom_u32, bpf_redirect, bpf_xdp_adjust_head},
     macros::{btf_map, classifier, xdp},
     programs::{TcContext, XdpContext},
@@ -211,13 +211,15 @@ fn remembered(service: u32, flow: &Flow) -> Result<BackendId, Reason> {
     Ok(id)
 }
 
+/// By the interface that they leave by.
 #[btf_map]
-static FLOODS: Array<Flood, 1> = Array::new();
+static FLOODS: HashMap<u32, Flood, 16> = HashMap::new();
 
 /// Makes one frame of a flood, and sends it out of the interface that the run names.
 #[xdp]
 pub fn flood(ctx: XdpContext) -> u32 {
-    let Some(flood) = FLOODS.get(0) else {
+    // SAFETY: nobody writes it while the program runs.
+    let Some(flood) = (unsafe { FLOODS.get(ctx.ingress_ifindex() as u32) }) else {
         return xdp_action::XDP_ABORTED;
     };
     // SAFETY: the helper takes nothing and gives a number.
@@ -227,16 +229,16 @@ pub fn flood(ctx: XdpContext) -> u32 {
     for (index, word) in flood.words.iter().enumerate() {
         put(start, end, index as u32 * 8, *word);
     }
-    put(start, end, stray::IP_CHECK_AT, stray.ip_check.to_be());
-    put(start, end, stray::SOURCE_AT, stray.source.to_be());
-    put(start, end, stray::PORT_AT, stray.port.to_be());
-    if flood.tcp == 1 {
-        put(start, end, stray::SEQ_AT, stray.seq.to_be());
-        put(start, end, stray::ACK_AT, stray.ack.to_be());
-        put(start, end, stray::TCP_CHECK_AT, stray.l4_check.to_be());
-    } else {
-        put(start, end, stray::UDP_CHECK_AT, stray.l4_check.to_be());
+    if flood.ip_check_at != 0 {
+        put(start, end, flood.ip_check_at, stray.ip_check.to_be());
     }
+    put(start, end, flood.source_at, stray.source.to_be());
+    put(start, end, flood.l4_at, stray.port.to_be());
+    if flood.tcp == 1 {
+        put(start, end, flood.l4_at + stray::SEQ, stray.seq.to_be());
+        put(start, end, flood.l4_at + stray::ACK, stray.ack.to_be());
+    }
+    put(start, end, flood.l4_check_at, stray.l4_check.to_be());
     xdp_action::XDP_TX
 }
 

@@ -3,29 +3,25 @@
 
 use lb_common::bytemuck;
 
-/// Where fields stand in a frame of Ethernet and IPv4 without options.
-pub const IP_CHECK_AT: u32 = 24;
-pub const SOURCE_AT: u32 = 26;
-pub const PORT_AT: u32 = 34;
-pub const SEQ_AT: u32 = 38;
-pub const ACK_AT: u32 = 42;
-pub const UDP_CHECK_AT: u32 = 40;
-pub const TCP_CHECK_AT: u32 = 50;
+/// Words of 64 bits in a template: the longest, a SYN of IPv6.
+pub const WORDS: usize = 10;
 
-/// Clients are of 198.18.0.0/15, which is for benchmarks (RFC 2544 C.2.2).
-pub const SOURCES: u32 = 0xc612_0000;
-const SOURCE_BITS: u32 = 17;
-
-/// Words of 64 bits in a frame: the shortest that Ethernet has.
-pub const WORDS: usize = 8;
-
-/// What the flood's frames have in common, with source address, source port, sequence and acknowledgement number zero.
+/// A frame of Ethernet and IP without options or extensions, with the fields that differ zero, and where these stand.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[bytemuck(crate = "lb_common::bytemuck")]
 pub struct Flood {
     /// Frames are used again after others have changed them, so all of it is written each time.
     pub words: [u64; WORDS],
+    /// 32 bits of the source address, at an even offset: these, and any in the mask.
+    pub source: u32,
+    pub mask: u32,
+    pub source_at: u32,
+    /// Of the IPv4 header's checksum; 0: IPv6, which has none.
+    pub ip_check_at: u32,
+    /// Where TCP or UDP begins, with the source port.
+    pub l4_at: u32,
+    pub l4_check_at: u32,
     /// Sums of what the IP header's and the other checksum are of.
     pub ip_sum: u32,
     pub l4_sum: u32,
@@ -34,6 +30,10 @@ pub struct Flood {
     /// 1: segments acknowledge something.
     pub acks: u32,
 }
+
+/// From the begin of TCP.
+pub const SEQ: u32 = 4;
+pub const ACK: u32 = 8;
 
 /// Fields of one frame, in host order.
 pub struct Stray {
@@ -49,8 +49,9 @@ impl Flood {
     /// A client that nobody has heard of.
     #[inline(always)]
     pub fn stray(&self, random: [u32; 3]) -> Stray {
-        let source = SOURCES | random[0] & ((1 << SOURCE_BITS) - 1);
-        let port = (random[0] >> 16) as u16 | 1024;
+        let source = self.source | random[0] & self.mask;
+        // Independent of the bits of short masks.
+        let port = (random[1] >> 16 ^ random[0] >> 16) as u16 | 1024;
         let (seq, ack) = match (self.tcp, self.acks) {
             (1, 1) => (random[1], random[2]),
             (1, _) => (random[1], 0),

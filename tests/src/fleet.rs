@@ -82,6 +82,11 @@ impl<'lab> Fleet<'lab> {
         Ok(fleet)
     }
 
+    /// Adds lines to the `Agent`'s spec; [`configure`](Fleet::configure) writes them.
+    pub fn add_to_agent(&mut self, lines: &str) {
+        self.agent.push_str(&indented(lines));
+    }
+
     /// The configuration that all agents read.
     pub fn config(&self) -> PathBuf {
         self.files.path().join("weir.yaml")

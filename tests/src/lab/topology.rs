@@ -2,6 +2,7 @@
 
 use std::{
     fmt::Write as _,
+    fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     ops::Deref,
     sync::Arc,
@@ -34,6 +35,17 @@ const HOLD: &str = "WEIR_LAB_HOLD";
 pub struct LabBuilder {
     nodes: Vec<(String, usize)>,
     clients: Vec<String>,
+}
+
+/// A switch shows no frame to netfilter, as the kernel's does where the module br_netfilter is loaded (Docker, Kubernetes).
+fn no_firewall() -> io::Result<()> {
+    for table in ["iptables", "ip6tables", "arptables"] {
+        match fs::write(format!("/proc/sys/net/bridge/bridge-nf-call-{table}"), "0") {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => (),
+        }
+    }
+    Ok(())
 }
 
 /// A running lab. Dropping it ends every host, process and link in it.
@@ -77,6 +89,7 @@ impl LabBuilder {
         self.check()?;
         let switch = Arc::new(Namespace::new(BRIDGE)?);
         Netlink::with(&switch, async |net| net.bridge(BRIDGE).await)?;
+        switch.run(no_firewall).context("take the switch's frames away from netfilter")?;
         let router = Host::new("router", v4(0, 0, 1), v6(0, 0, 1), Forwarding::On)?;
         plug_in(&router, &switch)?;
         let nodes = self

@@ -15,8 +15,9 @@ use crate::{
     lab::Node,
 };
 
-/// Whatever agents do must be done by then.
-const DONE: Duration = Duration::from_secs(40);
+/// Whatever agents do must be done by then. A frontend whose backends changed for one node alone stays young there for a
+/// minute.
+const DONE: Duration = Duration::from_secs(80);
 const LOOK: Duration = Duration::from_millis(100);
 /// What `weir vips` calls a frontend whose backends have just changed.
 const YOUNG: &str = "young";
