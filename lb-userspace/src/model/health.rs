@@ -1,7 +1,7 @@
 //! What probes say.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     hash::{DefaultHasher, Hash, Hasher},
     net::SocketAddr,
     sync::Arc,
@@ -56,6 +56,8 @@ pub struct Cause {
 /// Parts of [`Verdicts`]: as many as make a copy of the list of parts and one of a part of 10,000
 /// verdicts cost about the same.
 const SHARDS: usize = 128;
+/// Verdicts that a part remembers as its last, so that who follows it need not look at all of it.
+const LATELY: usize = 8;
 
 /// The latest word on every target; one that is absent is `Unknown`. Remembers which came last, so that
 /// who follows it need not look at all.
@@ -74,7 +76,34 @@ pub struct Verdicts {
 struct Shard {
     /// The last turn of an entry.
     newest: u64,
+    /// The last turns and their targets, the oldest first: all after `lately_since`.
+    lately: VecDeque<(u64, Arc<Target>)>,
+    lately_since: u64,
     entries: BTreeMap<Arc<Target>, Entry>,
+}
+
+impl Shard {
+    /// Notes that a target had a turn, the newest.
+    fn note(&mut self, turn: u64, target: &Arc<Target>) {
+        self.newest = turn;
+        if self.lately.len() == LATELY {
+            self.lately_since = self.lately.pop_front().map_or(turn, |(turn, _)| turn);
+        }
+        self.lately.push_back((turn, target.clone()));
+    }
+
+    /// The targets whose last turn came after `turn`.
+    fn since(&self, turn: u64) -> impl Iterator<Item = &Target> {
+        let known = turn >= self.lately_since;
+        let lately = self.lately.iter().filter(move |(at, _)| known && *at > turn);
+        // One that had another turn since, or was forgotten, is not named twice, or at all.
+        let lately = lately
+            .filter(|(at, target)| self.entries.get(target).is_some_and(|entry| entry.turn == *at));
+        // A part is looked through only where its last turns are not enough.
+        let all = (!known).then_some(&self.entries).into_iter().flatten();
+        let all = all.filter(move |(_, entry)| entry.turn > turn);
+        lately.map(|(_, target)| &**target).chain(all.map(|(target, _)| &**target))
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -143,7 +172,7 @@ impl Verdicts {
         self.turn += 1;
         let entry = Entry { turn: self.turn, health, cause: cause.map(Arc::new) };
         let shard = Arc::make_mut(&mut self.shards[shard_of(&target)]);
-        shard.newest = self.turn;
+        shard.note(self.turn, &target);
         self.len += usize::from(shard.entries.insert(target, entry).is_none());
     }
 
@@ -180,8 +209,7 @@ impl Verdicts {
     /// The targets whose latest verdict came after a turn, in no order.
     pub fn since(&self, turn: u64) -> impl Iterator<Item = &Target> {
         let shards = self.shards.iter().filter(move |shard| shard.newest > turn);
-        let entries = shards.flat_map(|shard| &shard.entries);
-        entries.filter(move |(_, entry)| entry.turn > turn).map(|(target, _)| &**target)
+        shards.flat_map(move |shard| shard.since(turn))
     }
 
     fn entry(&self, target: &Target) -> Option<&Entry> {
@@ -247,6 +275,28 @@ mod tests {
         verdicts.remove(&target(3000));
         assert_eq!((verdicts.len(), verdicts.removals()), (1000, 1));
         assert_eq!(verdicts.get(&target(7)), None);
+    }
+
+    #[test]
+    fn what_came_after_any_turn_is_named_once_however_much_it_is() {
+        let mut verdicts = Verdicts::new();
+        let mut last = BTreeMap::new();
+        for n in 0..40 * SHARDS as u32 {
+            // Most change again and again, and some are forgotten.
+            let target = target(n * 7919 % (3 * SHARDS as u32));
+            verdicts.insert(target.clone(), Health::Up);
+            last.insert(target.clone(), verdicts.turn());
+            if n % 11 == 0 {
+                verdicts.remove(&target);
+                last.remove(&target);
+            }
+        }
+        for turn in (0..=verdicts.turn()).step_by(13) {
+            let mut since: Vec<_> = verdicts.since(turn).collect();
+            since.sort();
+            let wanted = last.iter().filter(|(_, at)| **at > turn).map(|(target, _)| target);
+            assert_eq!(since, wanted.collect::<Vec<_>>(), "after {turn}");
+        }
     }
 
     #[test]
