@@ -88,32 +88,34 @@ fn answer_tcp(key: &ArrivalKey, segment: &Segment) -> Result<Arrival, Reason> {
     if segment.accepts() {
         return accept(key, segment, now);
     }
-    let known = maps::established().update(key, |arrival| Arrival {
-        seen: decide::seen_from_backend(arrival, segment, now),
-        ..*arrival
-    });
-    match known {
-        Some(arrival) => Ok(arrival),
-        None => maps::opening()
-            .update(key, |arrival| decide::noted(arrival, segment, now))
-            .ok_or(Reason::ReturnUnknown),
-    }
+    let established = || {
+        maps::established().update(key, |arrival| Arrival {
+            seen: decide::seen_from_backend(arrival, segment, now),
+            ..*arrival
+        })
+    };
+    established()
+        .or_else(|| maps::opening().update(key, |arrival| decide::noted(arrival, segment, now)))
+        // The client's segment may have promoted it between the two looks.
+        .or_else(established)
+        .ok_or(Reason::ReturnUnknown)
 }
 
 /// A SYN-ACK is ours only if it answers a SYN that came through a VIP. Otherwise the client talks
 /// to the backend directly, and what was known of that tuple is over.
 #[inline(always)]
 fn accept(key: &ArrivalKey, segment: &Segment, now: Tick) -> Result<Arrival, Reason> {
-    match maps::opening().get(key) {
-        Some(opening) if decide::answers(&opening, segment) => {
-            maps::opening().update(key, |arrival| decide::noted(arrival, segment, now));
-            Ok(opening)
-        }
-        _ => {
-            maps::established().remove(key);
-            Err(Reason::ReturnNotOpening)
-        }
+    let opening = maps::opening().get(key).filter(|it| decide::answers(it, segment));
+    if let Some(opening) = opening {
+        maps::opening().update(key, |arrival| decide::noted(arrival, segment, now));
+        return Ok(opening);
     }
+    // Sent again while the client's answer was on its way to the backend.
+    let established = maps::established().get(key).filter(|it| decide::answers(it, segment));
+    if established.is_none() {
+        maps::established().remove(key);
+    }
+    established.ok_or(Reason::ReturnNotOpening)
 }
 
 /// Writes the frontend's address and port as the source.

@@ -168,6 +168,18 @@ fn syn_ack_to_a_direct_client_ends_what_was_known() {
 }
 
 #[test]
+fn syn_ack_that_crosses_the_clients_answer_ends_nothing() {
+    for v6 in [false, true] {
+        let mut rig = rig();
+        let key = key(&mut rig, v6, TCP);
+        handshake(&mut rig, v6);
+        let before = only(&rig.arrivals().unwrap().established, key);
+        assert_eq!(rig.egress(&accept(v6).build()).unwrap().reasons, [Reason::Returned]);
+        assert_eq!(only(&rig.arrivals().unwrap().established, key), before);
+    }
+}
+
+#[test]
 fn arrival_of_an_earlier_life_of_the_backend_is_not_known() {
     for v6 in [false, true] {
         let mut rig = rig();

@@ -75,6 +75,7 @@ fn tcp(rows: &mut Vec<Row>, v6: bool) {
         rig.ingress(&syn(v6).build()).unwrap();
     };
     row("SYN-ACK", accept(v6), opened);
+    row("SYN-ACK again, as it crosses the client's answer", accept(v6), handshake);
     row("SYN-ACK again", accept(v6), |rig, v6| {
         rig.ingress(&syn(v6).build()).unwrap();
         rig.egress(&accept(v6).build()).unwrap();
