@@ -103,7 +103,7 @@ struct Way<'w> {
     note: Note,
 }
 
-#[inline(never)]
+#[inline(always)]
 fn encapsulate(frame: &mut Frame, link: &Link, ip: &Ip, way: &Way<'_>) -> Fate {
     Fate::of(try_encapsulate(frame, link, ip, way))
 }
