@@ -3,7 +3,8 @@
 //!
 //! A stage that meets such a packet puts it aside ([`Case`]) and returns [`Fate::UNDECIDED`]; the
 //! entry then calls [`settle`]. So the stages' stack is free again for what the chain needs, and a
-//! packet of a known flow pays for none of it.
+//! packet of a known flow pays for none of it. Packets that are refused, and those without ports,
+//! are put aside in the same way.
 
 use lb_common::{
     backend::BackendId,
@@ -31,8 +32,8 @@ use crate::{
 /// nothing else runs there.
 #[repr(C)]
 pub struct Case {
-    link: Link,
-    ip: Ip,
+    pub link: Link,
+    pub ip: Ip,
     flow: Flow,
     service: u32,
     meant: Meant,
@@ -61,11 +62,9 @@ mod next {
 /// Puts the packet aside.
 #[inline(always)]
 pub fn put_aside(link: &Link, ip: &Ip, flow: &Flow, service: u32, meant: &Meant) -> Fate {
-    let Some(case) = maps::case() else {
+    let Some(case) = open(link, ip) else {
         return Fate::NOT_OURS;
     };
-    case.link = *link;
-    case.ip = *ip;
     case.flow = *flow;
     case.service = service;
     case.meant = *meant;
@@ -73,23 +72,32 @@ pub fn put_aside(link: &Link, ip: &Ip, flow: &Flow, service: u32, meant: &Meant)
     Fate::UNDECIDED
 }
 
-/// A packet whose slot has no owner.
-#[inline(never)]
-pub fn ownerless(link: &Link, ip: &Ip, flow: &Flow, service: u32) -> Fate {
-    put_aside(link, ip, flow, service, &Meant::NOBODY)
+/// Puts a packet aside of which no more is needed than its headers; `fate` says what is left to do.
+#[inline(always)]
+pub fn set_aside(link: &Link, ip: &Ip, fate: Fate) -> Fate {
+    open(link, ip).map_or(Fate::NOT_OURS, |_| fate)
+}
+
+/// The case, of which the headers are written.
+#[inline(always)]
+fn open(link: &Link, ip: &Ip) -> Option<&'static mut Case> {
+    let case = maps::case()?;
+    case.link = *link;
+    case.ip = *ip;
+    Some(case)
 }
 
 /// Decides on the packet that was put aside, and does it.
 #[inline(always)]
 pub fn settle(frame: &mut Frame) -> Fate {
     let fate = prepare(frame);
-    if !fate.is_undecided() {
+    if fate != Fate::UNDECIDED {
         return fate;
     }
     match step() {
         next::DELIVER => deliver(frame),
         next::SEND => send(frame),
-        next::REFUSE => refuse(frame),
+        next::REFUSE => refuse(frame, Reason::RefusedNoBackend),
         reason => Fate::drop(reason as u32),
     }
 }
@@ -292,10 +300,11 @@ fn send(frame: &mut Frame) -> Fate {
     }
 }
 
+/// Refuses the packet that was put aside.
 #[inline(never)]
-fn refuse(frame: &mut Frame) -> Fate {
+pub fn refuse(frame: &mut Frame, why: Reason) -> Fate {
     match maps::case() {
-        Some(case) => refuse::refuse(frame, &case.link, &case.ip, Reason::RefusedNoBackend),
+        Some(case) => refuse::refuse(frame, &case.link, &case.ip, why),
         None => Fate::of(Err(Reason::UnknownBackend)),
     }
 }

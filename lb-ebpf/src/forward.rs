@@ -22,7 +22,8 @@ use lb_common::{
 };
 
 use crate::{
-    chain, echo,
+    chain::{self, Case},
+    echo,
     frame::{Frame, View},
     maps::{self, setting},
     neighbour,
@@ -52,7 +53,18 @@ enum Sight {
 #[inline(always)]
 pub fn ingress(frame: &mut Frame) -> Fate {
     let fate = first(frame);
-    if fate.is_undecided() { chain::settle(frame) } else { fate }
+    if fate.is_final() { fate } else { later(frame, fate) }
+}
+
+/// What a stage put aside.
+#[inline(always)]
+fn later(frame: &mut Frame, fate: Fate) -> Fate {
+    match fate {
+        Fate::UNDECIDED => chain::settle(frame),
+        Fate::PORTLESS => without_ports(frame),
+        Fate::NO_FRONTEND => chain::refuse(frame, Reason::RefusedNoFrontend),
+        _ => chain::refuse(frame, Reason::RefusedNoBackend),
+    }
 }
 
 #[inline(always)]
@@ -150,7 +162,7 @@ fn to_vip(frame: &mut Frame, link: &Link) -> Fate {
             Ok(flow) => to_frontend(frame, link, &ip, &flow),
             Err(reason) => drop_if_vip(&ip.destination, reason),
         },
-        Ok(ip) => without_ports(frame, link, &ip),
+        Ok(ip) => chain::set_aside(link, &ip, Fate::PORTLESS),
         Err(reason) => match destination(&view, link) {
             Some(destination) => drop_if_vip(&destination, reason),
             None => Fate::NOT_OURS,
@@ -181,7 +193,7 @@ fn to_frontend(frame: &mut Frame, link: &Link, ip: &Ip, flow: &Flow) -> Fate {
     let key = Endpoint::new(flow.vip, flow.vip_port, flow.proto);
     let Some(frontend) = maps::frontend(&key) else {
         return match maps::vip(&flow.vip) {
-            Some(_) => refuse::refuse(frame, link, ip, Reason::RefusedNoFrontend),
+            Some(_) => chain::set_aside(link, ip, Fate::NO_FRONTEND),
             None => Fate::NOT_OURS,
         };
     };
@@ -196,7 +208,7 @@ fn to_frontend(frame: &mut Frame, link: &Link, ip: &Ip, flow: &Flow) -> Fate {
         return Fate::of(Err(reason));
     }
     let Some(record) = maps::record(service) else {
-        return refuse::refuse(frame, link, ip, Reason::RefusedNoBackend);
+        return chain::set_aside(link, ip, Fate::NO_BACKEND);
     };
     let hash = chain::hash(flow, record.flags);
     let owner = match record.owners {
@@ -204,7 +216,7 @@ fn to_frontend(frame: &mut Frame, link: &Link, ip: &Ip, flow: &Flow) -> Fate {
         first => maps::owner(first, slot_of(hash, record.slots)),
     };
     if owner == BackendId::NONE {
-        return chain::ownerless(link, ip, flow, service);
+        return chain::put_aside(link, ip, flow, service, &receive::Meant::NOBODY);
     }
     let Some(backend) = maps::backend(owner) else {
         return Fate::of(Err(Reason::StaleOwner));
@@ -215,7 +227,8 @@ fn to_frontend(frame: &mut Frame, link: &Link, ip: &Ip, flow: &Flow) -> Fate {
         return tunnel::send(frame, link, ip, backend, hash, note);
     }
     let place = receive::Place { service, id: owner, addr: backend.addr, port: backend.port };
-    receive::deliver(frame, link, ip, flow, &place)
+    // Copies: what has its address taken is kept in memory, and forwarding would pay for it.
+    receive::deliver(frame, &{ *link }, &{ *ip }, &{ *flow }, &place)
 }
 
 /// Counts a SYN against the limit of its source's prefix.
@@ -239,7 +252,10 @@ fn may_open(source: &Addr) -> u64 {
 
 /// ICMP, ICMPv6 and protocols that are not balanced.
 #[inline(never)]
-fn without_ports(frame: &mut Frame, link: &Link, ip: &Ip) -> Fate {
+fn without_ports(frame: &mut Frame) -> Fate {
+    let Some(Case { link, ip, .. }) = maps::case() else {
+        return Fate::NOT_OURS;
+    };
     let Some(vip) = maps::vip(&ip.destination) else {
         return Fate::NOT_OURS;
     };

@@ -90,7 +90,8 @@ pub fn send(
     }
     let overhead = if hop.destination.is_v4() { OVERHEAD_V4 } else { OVERHEAD_V6 };
     if ip.length + overhead as usize > hop.mtu as usize {
-        return icmp::too_big(frame, link, ip, hop.mtu.saturating_sub(overhead));
+        // Copies: see `forward`.
+        return icmp::too_big(frame, &{ *link }, &{ *ip }, hop.mtu.saturating_sub(overhead));
     }
     encapsulate(frame, link, ip, &Way { backend, hop, hash, note })
 }

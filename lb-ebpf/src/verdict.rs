@@ -20,7 +20,7 @@ pub type Outcome = Result<Verdict, Reason>;
 
 /// An [`Outcome`] in one register. BPF functions return nothing wider, and stages are functions of
 /// their own where they would not fit together into the 512 bytes of stack.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Eq, PartialEq)]
 #[repr(transparent)]
 pub struct Fate(u64);
 
@@ -31,14 +31,24 @@ mod action {
     pub const TRANSMIT: u64 = 2;
     pub const REDIRECT: u64 = 3;
     pub const DROP: u64 = 4;
+    // From here on the packet was put aside.
     pub const UNDECIDED: u64 = 5;
+    pub const PORTLESS: u64 = 6;
+    pub const NO_FRONTEND: u64 = 7;
+    pub const NO_BACKEND: u64 = 8;
 }
 
 impl Fate {
     pub const NOT_OURS: Self = Self::new(action::NOT_OURS, 0, 0);
 
-    /// The packet was put aside for [`crate::chain::settle`]; never what the entry acts on.
+    /// Put aside for [`crate::chain::settle`]. The entry acts on none of these four.
     pub const UNDECIDED: Self = Self::new(action::UNDECIDED, 0, 0);
+    /// Put aside: neither TCP nor UDP.
+    pub const PORTLESS: Self = Self::new(action::PORTLESS, 0, 0);
+    /// Put aside, to be refused: the VIP has no such frontend.
+    pub const NO_FRONTEND: Self = Self::new(action::NO_FRONTEND, 0, 0);
+    /// Put aside, to be refused.
+    pub const NO_BACKEND: Self = Self::new(action::NO_BACKEND, 0, 0);
 
     /// A drop by the reason's number.
     #[inline(always)]
@@ -46,9 +56,10 @@ impl Fate {
         Self::new(action::DROP, reason, 0)
     }
 
+    /// Nothing is left to be decided.
     #[inline(always)]
-    pub fn is_undecided(self) -> bool {
-        self.0 == Self::UNDECIDED.0
+    pub fn is_final(self) -> bool {
+        self.0 >> 56 < action::UNDECIDED
     }
 
     #[inline(always)]
@@ -72,13 +83,13 @@ impl Fate {
     /// For what must not reach the kernel: a drop in place of "not ours".
     #[inline(always)]
     pub fn or_dropped(self, reason: Reason) -> Self {
-        if self.0 == Self::NOT_OURS.0 { Self::of(Err(reason)) } else { self }
+        if self == Self::NOT_OURS { Self::of(Err(reason)) } else { self }
     }
 
     /// The reason's number; none for what is not ours.
     #[inline(always)]
     pub fn reason(self) -> Option<u32> {
-        (self.0 != Self::NOT_OURS.0).then_some((self.0 >> 32) as u32 & 0xff_ffff)
+        (self != Self::NOT_OURS).then_some((self.0 >> 32) as u32 & 0xff_ffff)
     }
 
     /// Gives the packet its fate: `redirect` sends it to an interface.
