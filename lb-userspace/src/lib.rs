@@ -3,6 +3,7 @@
 //! `sources` and `health`, `membership` feed `plan`, which is pure; `dataplane` alone touches maps;
 //! `agent` alone spawns tasks and reads the clock.
 
+pub mod addresses;
 pub mod agent;
 pub mod announce;
 pub mod claims;
