@@ -8,6 +8,7 @@
 
 pub mod checkpoint;
 pub mod file;
+pub mod kubernetes;
 pub mod trust;
 
 /// What is in force is a checkpoint, and not what the source says.
