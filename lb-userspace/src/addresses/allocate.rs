@@ -421,7 +421,7 @@ impl Free<'_> {
         let ranges = self.cut.ranges.iter().zip(&mut self.next);
         for (range, next) in ranges.filter(|(range, _)| range.family() == family) {
             while let Some(address) = *next {
-                if !used(&address) && !(avoid && confuses_old_devices(address)) {
+                if !(used(&address) || avoid && confuses_old_devices(address)) {
                     return Some(address);
                 }
                 *next = after(address).filter(|next| range.contains(*next));

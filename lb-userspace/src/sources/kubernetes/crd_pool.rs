@@ -20,28 +20,13 @@ use crate::addresses::{Audience, BadRange, Expression, Operator, Pool, Range, Se
     category = "weir",
     derive = "PartialEq",
     doc = "Addresses that weir may give to Services of type LoadBalancer.",
-    printcolumn(
-        name = "Auto",
-        type_ = "boolean",
-        json_path = ".spec.autoAssign",
-        description = "Whether Services that ask for nothing get addresses of it"
-    ),
-    printcolumn(name = "IPv4-used", type_ = "integer", json_path = ".status.ipv4.used"),
-    printcolumn(name = "IPv4-left", type_ = "integer", json_path = ".status.ipv4.available"),
-    printcolumn(name = "IPv6-used", type_ = "integer", json_path = ".status.ipv6.used"),
-    printcolumn(name = "Services", type_ = "integer", json_path = ".status.services"),
-    printcolumn(
-        name = "Ready",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
-    ),
-    printcolumn(
-        name = "Reason",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
-        priority = 1
-    ),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn = r#"{"name": "Auto", "type": "boolean", "jsonPath": ".spec.autoAssign"}"#,
+    printcolumn = r#"{"name": "IPv4-used", "type": "integer", "jsonPath": ".status.ipv4.used"}"#,
+    printcolumn = r#"{"name": "IPv4-left", "type": "integer", "jsonPath": ".status.ipv4.available"}"#,
+    printcolumn = r#"{"name": "IPv6-used", "type": "integer", "jsonPath": ".status.ipv6.used"}"#,
+    printcolumn = r#"{"name": "Services", "type": "integer", "jsonPath": ".status.services"}"#,
+    printcolumn = r#"{"name": "Ready", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Ready\")].status"}"#,
+    printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
 pub struct AddressPoolSpec {

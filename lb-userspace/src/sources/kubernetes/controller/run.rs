@@ -205,7 +205,8 @@ impl<'a, S> Writer<'a, S> {
         let served = self.served.borrow_and_update().clone();
         if !self.leads() {
             self.fresh = false;
-            (self.written.clear(), self.failed.clear());
+            self.written.clear();
+            self.failed.clear();
             self.snapshot.mark_unchanged();
             return;
         }
