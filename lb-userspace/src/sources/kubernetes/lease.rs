@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use futures::{FutureExt, future::BoxFuture};
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
     apimachinery::pkg::apis::meta::v1::MicroTime,
@@ -125,19 +126,19 @@ pub async fn turn(
 ) -> Result<(), kube::Error> {
     let leases = Api::<Lease>::namespaced(client.clone(), namespace);
     let began = Instant::now();
-    let lease = within(leases.get_opt(NAME)).await?;
+    let lease = within(leases.get_opt(NAME).boxed()).await?;
     let mut metadata = ObjectMeta { name: Some(NAME.into()), ..ObjectMeta::default() };
     let parameters = PostParams::default();
     let done = match election.step(lease.as_ref(), began, wall) {
         Step::Wait => return Ok(()),
         Step::Create(spec) => {
             let lease = Lease { metadata, spec: Some(spec) };
-            within(leases.create(&parameters, &lease)).await
+            within(leases.create(&parameters, &lease).boxed()).await
         }
         Step::Replace(spec) => {
             metadata = lease.map(|lease| lease.metadata).unwrap_or(metadata);
             let lease = Lease { metadata, spec: Some(spec) };
-            within(leases.replace(NAME, &parameters, &lease)).await
+            within(leases.replace(NAME, &parameters, &lease).boxed()).await
         }
     };
     match done {
@@ -152,19 +153,19 @@ pub async fn turn(
 pub async fn release(election: &mut Election, client: &Client, namespace: &str) {
     let leases = Api::<Lease>::namespaced(client.clone(), namespace);
     election.renewed = None;
-    let Ok(Some(mut lease)) = within(leases.get_opt(NAME)).await else { return };
+    let Ok(Some(mut lease)) = within(leases.get_opt(NAME).boxed()).await else { return };
     let Some(spec) = &mut lease.spec else { return };
     if spec.holder_identity.as_ref() == Some(&election.me) {
         spec.holder_identity = None;
-        if let Err(error) = within(leases.replace(NAME, &PostParams::default(), &lease)).await {
+        let parameters = PostParams::default();
+        let replace = leases.replace(NAME, &parameters, &lease).boxed();
+        if let Err(error) = within(replace).await {
             tracing::warn!(%error, "the Lease of allocation is not given back; it runs out by itself");
         }
     }
 }
 
-async fn within<T>(
-    request: impl Future<Output = Result<T, kube::Error>>,
-) -> Result<T, kube::Error> {
+async fn within<T>(request: BoxFuture<'_, Result<T, kube::Error>>) -> Result<T, kube::Error> {
     match timeout(REQUEST, request).await {
         Ok(answer) => answer,
         Err(elapsed) => Err(kube::Error::Service(elapsed.into())),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::{FutureExt, future::BoxFuture};
 use k8s_openapi::{
     api::{
         core::v1::{ObjectReference, Service},
@@ -95,7 +96,7 @@ pub async fn commit(
             let parameters = PatchParams::apply(MANAGER).force();
             let patch = Patch::Apply(&patch);
             let written = match leads() {
-                true => within(pools.patch_status(name, &parameters, &patch)).await,
+                true => within(pools.patch_status(name, &parameters, &patch).boxed()).await,
                 false => Err(CommitError::NotLeading),
             };
             match written {
@@ -142,7 +143,7 @@ async fn service(
             Step::Hold => {
                 let mut object = whole(metadata);
                 object["metadata"]["finalizers"] = json!([FINALIZER]);
-                within(services.patch(name, &apply, &Patch::Apply(&object))).await?
+                within(services.patch(name, &apply, &Patch::Apply(&object)).boxed()).await?
             }
             Step::Status { ingress, conditions } => {
                 let mut object = whole(metadata);
@@ -150,7 +151,7 @@ async fn service(
                 if !conditions.is_empty() {
                     object["status"]["conditions"] = json!(conditions);
                 }
-                within(services.patch_status(name, &apply, &Patch::Apply(&object))).await?
+                within(services.patch_status(name, &apply, &Patch::Apply(&object)).boxed()).await?
             }
             Step::Release(others) => {
                 // Applying without it would leave a finalizer that somebody else has applied too.
@@ -159,7 +160,7 @@ async fn service(
                 let patch = json!({"metadata": metadata});
                 let parameters =
                     PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
-                within(services.patch(name, &parameters, &Patch::Merge(&patch))).await?
+                within(services.patch(name, &parameters, &Patch::Merge(&patch)).boxed()).await?
             }
         };
         resource_version = written.resource_version().unwrap_or_default();
@@ -217,12 +218,10 @@ async fn event(
         ..Event::default()
     };
     let events = Api::<Event>::namespaced(client.clone(), namespace);
-    within(events.create(&PostParams::default(), &event)).await?;
+    within(events.create(&PostParams::default(), &event).boxed()).await?;
     Ok(())
 }
 
-async fn within<T>(
-    request: impl Future<Output = Result<T, kube::Error>>,
-) -> Result<T, CommitError> {
+async fn within<T>(request: BoxFuture<'_, Result<T, kube::Error>>) -> Result<T, CommitError> {
     Ok(timeout(REQUEST, request).await.map_err(|_| CommitError::Silent)??)
 }

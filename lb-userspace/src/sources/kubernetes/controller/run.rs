@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{StreamExt, stream};
+use futures::{FutureExt, StreamExt, stream};
 use k8s_openapi::{api::core::v1::Service, jiff::Timestamp};
 use kube::{Api, Client, ResourceExt, api::ListParams};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -279,19 +279,23 @@ impl<'a, S> Writer<'a, S> {
         let now = Instant::now();
         let uids: BTreeSet<&str> = writes.iter().map(uid).collect();
         self.failed.retain(|failed, _| uids.contains(failed.as_str()));
-        let due = |write: &&Write| self.failed.get(uid(write)).is_none_or(|(_, at)| *at <= now);
+        let due = |write: &Write| self.failed.get(uid(write)).is_none_or(|(_, at)| *at <= now);
+        let writes: Vec<Write> = writes.into_iter().filter(due).collect();
         let (me, clock, until) = (self.desk.me.as_str(), self.desk.clock, &self.until);
-        let done: Vec<_> = stream::iter(writes.iter().filter(due))
-            .map(|write| async move {
-                let leads = || until.borrow().is_some_and(|until| Instant::now() < until);
-                let done = commit::commit(client, write, me, || timestamp(clock), leads).await;
-                (write, done)
+        let done: Vec<_> = stream::iter(writes)
+            .map(|write| {
+                let committed = async move {
+                    let leads = || until.borrow().is_some_and(|until| Instant::now() < until);
+                    let done = commit::commit(client, &write, me, || timestamp(clock), leads).await;
+                    (write, done)
+                };
+                committed.boxed()
             })
             .buffer_unordered(AT_ONCE)
             .collect()
             .await;
         for (write, done) in done {
-            let uid = uid(write).to_owned();
+            let uid = uid(&write).to_owned();
             self.written.extend(done.version.map(|version| (uid.clone(), version)));
             let Some(error) = done.error else {
                 self.failed.remove(&uid);
@@ -299,7 +303,7 @@ impl<'a, S> Writer<'a, S> {
             };
             let times = self.failed.get(&uid).map_or(0, |(times, _)| *times).saturating_add(1);
             if times == 1 {
-                tracing::info!(object = commit::name(write), error, "not written; tried again");
+                tracing::info!(object = commit::name(&write), error, "not written; tried again");
             }
             let wait = back_off(times).mul_f64(self.random.random_range(1.0..1.5));
             self.failed.insert(uid, (times, now + wait));
@@ -337,4 +341,21 @@ impl World {
 /// A resource version: a number, greater with every change (KEP-5504).
 fn number(version: &str) -> u64 {
     version.parse().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Compiles: whoever runs it may spawn it.
+    #[expect(dead_code, reason = "it is enough that it compiles")]
+    fn it_can_be_spawned(desk: Desk<()>) -> impl Future<Output = ()> + Send {
+        run(desk)
+    }
+
+    #[test]
+    fn waits_between_tries_grow_up_to_a_limit() {
+        assert_eq!([1, 2, 5].map(back_off), [250, 500, 4_000].map(Duration::from_millis));
+        assert_eq!([8, 9, 1_000].map(back_off), [*AGAIN.end(); 3]);
+    }
 }
