@@ -104,7 +104,9 @@ pub fn writes(state: &State<'_>) -> Vec<Write> {
             Some(assignment) if service.ours && !service.asks.ending => {
                 service.assigned(assignment, state)
             }
-            _ => service.withdrawn(),
+            // Whatever else it is, it may be another's.
+            _ if service.ours || service.leaving => service.withdrawn(),
+            _ => None,
         };
         writes.extend(write);
     }

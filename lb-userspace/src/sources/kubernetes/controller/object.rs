@@ -7,7 +7,7 @@ use std::{
 
 use k8s_openapi::{
     api::core::v1::{LoadBalancerIngress, PortStatus, Service, ServicePort},
-    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    apimachinery::pkg::apis::meta::v1::{Condition, ManagedFieldsEntry, Time},
     jiff::Timestamp,
 };
 use kube::ResourceExt;
@@ -31,6 +31,8 @@ pub struct ServiceObject {
     pub resource_version: String,
     /// Of type LoadBalancer and of our class.
     pub ours: bool,
+    /// It was ours and has changed its type: what we wrote is to be taken out.
+    pub leaving: bool,
     pub finalizers: Vec<String>,
     /// What it asks for and holds.
     pub asks: addresses::Service,
@@ -47,9 +49,9 @@ impl ServiceObject {
         let load_balancer = spec.type_.as_deref() == Some("LoadBalancer");
         let class = spec.load_balancer_class.as_deref();
         let ours = load_balancer && class.map_or(default_class, |class| class == CLASS);
-        let marked =
-            || service.managed_fields().iter().any(|it| it.manager.as_deref() == Some(MANAGER));
-        if !ours && (load_balancer || !marked()) {
+        let manager = |it: &ManagedFieldsEntry| it.manager.as_deref() == Some(MANAGER);
+        let leaving = !load_balancer && service.managed_fields().iter().any(manager);
+        if !ours && !leaving {
             return None;
         }
         let status = service.status.clone().unwrap_or_default();
@@ -83,6 +85,7 @@ impl ServiceObject {
             uid: service.uid().unwrap_or_default(),
             resource_version: service.resource_version().unwrap_or_default(),
             ours,
+            leaving,
             finalizers: service.finalizers().to_vec(),
             asks,
             unsupported,

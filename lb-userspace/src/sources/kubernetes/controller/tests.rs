@@ -409,3 +409,23 @@ fn an_address_given_by_another_controller_of_the_class_is_kept() {
     assert_eq!(cluster.addresses("web"), ["192.0.2.7"]);
     assert_eq!(cluster.finalizers("web"), &json!([FINALIZER]));
 }
+
+#[test]
+fn nothing_is_taken_out_of_what_is_not_ours_although_it_is_looked_at() {
+    let mut cluster = Cluster::new(&["192.0.2.1"]);
+    cluster.service("web");
+    cluster.settle();
+    let web = serde_json::from_value(cluster.services["web"].clone()).unwrap();
+    let mut web = ServiceObject::read(&web, false).unwrap();
+    web.ours = false;
+    let (namespaces, reserved, served) = Default::default();
+    let state = State {
+        services: &[web],
+        pools: &[],
+        namespaces: &namespaces,
+        reserved: &reserved,
+        served: &served,
+        now: Timestamp::UNIX_EPOCH,
+    };
+    assert!(writes(&state).is_empty());
+}
