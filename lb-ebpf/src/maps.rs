@@ -343,17 +343,23 @@ impl<const ENTRIES: usize> Arrivals<ENTRIES> {
         // SAFETY: the look-up gave a valid element, copied out at once.
         let before = Arrival::from_words(unsafe { *place });
         let after = change(&before);
-        let changed = after.seen ^ before.seen;
         // SAFETY: the element outlives the program's run; at worst it now serves another flow, whose
-        // time is then a little newer. The bytes are those of one word of it.
-        let bytes = unsafe { &raw mut (*place)[SEEN] }.cast::<u8>();
+        // time is then a little newer.
+        let seen = unsafe { &raw mut (*place)[SEEN] };
+        let bytes = seen.cast::<u8>();
         let [flags, time @ ..] = after.seen.to_le_bytes();
-        // The other direction's FIN, noted on another CPU meanwhile, must not be lost to a new time.
-        if changed & 0xff != 0 {
+        // Both sides often close at once, each on its CPU: neither FIN must be lost to what the other
+        // direction notes.
+        let set = (after.seen & !before.seen) & 0xff;
+        if set != 0 {
             // SAFETY: as above.
+            unsafe { or(seen, set) };
+        }
+        if before.seen & !after.seen & 0xff != 0 {
+            // SAFETY: as above. The bytes are those of one word.
             unsafe { bytes.write(flags) };
         }
-        if changed >> 8 != 0 {
+        if (after.seen ^ before.seen) >> 8 != 0 {
             // SAFETY: as above.
             unsafe { bytes.add(1).cast::<[u8; 3]>().write(time) };
         }
@@ -380,6 +386,16 @@ impl<const ENTRIES: usize> Arrivals<ENTRIES> {
             let _ = self.old.remove(key);
         }
     }
+}
+
+/// Sets bits of a word in one step.
+///
+/// # Safety
+/// `word` is valid and aligned.
+#[inline(always)]
+unsafe fn or(word: *mut u32, bits: u32) {
+    // SAFETY: the caller's; nothing else is touched.
+    unsafe { asm!("lock *(u32 *)({0} + 0) |= {1}", in(reg) word, in(wreg) bits) };
 }
 
 #[inline(always)]

@@ -100,7 +100,8 @@ impl World {
         let mut pools: Vec<_> = self.pools.values().cloned().collect();
         let mut services: Vec<_> = self.services.values().cloned().collect();
         if reversed {
-            (pools.reverse(), services.reverse());
+            pools.reverse();
+            services.reverse();
         }
         let (namespaces, reserved) = Default::default();
         allocate(&Inputs {
