@@ -23,5 +23,6 @@ pub mod model;
 pub mod packet;
 pub mod pins;
 pub mod plane;
+pub mod random;
 pub mod rig;
 pub mod traffic;

@@ -33,7 +33,7 @@ mod raw;
 mod run;
 
 pub use raw::Writer;
-pub use run::{Action, NO_HEADROOM, Outcome, assert_same, dump};
+pub use run::{Action, NO_HEADROOM, Outcome, XdpMd, assert_same, dump};
 
 /// The interface by which test runs come in: loopback.
 pub const UPLINK: u32 = 1;

@@ -12,7 +12,7 @@ use std::{
 
 use aya::maps::{HashMap, Map, MapData};
 use lb_common::{
-    abi::{LAYOUT_VERSION, capacity, map},
+    abi::{LAYOUT_VERSION, map},
     arrival::{Arrival, ArrivalKey},
     backend::BackendId,
     net::{Addr, Port},
@@ -236,17 +236,7 @@ fn a_take_over_that_is_killed_at_any_moment_loses_nothing() {
 fn all_flows_of_a_full_map_are_moved_and_the_former_layout_goes() {
     let pins = Pins::private().unwrap();
     let pin_dir = pins.dir("weir");
-    let limits = Limits {
-        frontends: capacity::FRONTENDS,
-        owner_blocks: capacity::OWNER_BLOCKS,
-        backends: capacity::BACKENDS,
-        nodes: capacity::NODES,
-        vips: capacity::VIPS,
-        opening: capacity::OPENING,
-        established: capacity::ESTABLISHED,
-        datagrams: capacity::DATAGRAMS,
-        claims: capacity::CLAIMS,
-    };
+    let limits = Limits::default();
     let flows = limits.established * 9 / 10;
     let load = |limits: &Limits| load(&pin_dir, limits, &Default::default()).unwrap();
     let maps = pin_dir.join(format!("v{LAYOUT_VERSION}"));

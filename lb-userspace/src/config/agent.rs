@@ -9,7 +9,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::{MAX_SLOTS, MAX_UPLINKS, capacity},
+    abi::{MAX_SLOTS, MAX_UPLINKS},
     backend::MAX_BACKENDS,
     globals::{DEFAULT_TUNNEL_PORT, DEFAULT_VNI},
 };
@@ -347,17 +347,7 @@ fn read_set<'n, T: Clone + Ord + std::fmt::Display>(
 }
 
 fn read_limits(spec: &Fields<'_>) -> Limits {
-    let mut limits = Limits {
-        frontends: capacity::FRONTENDS,
-        owner_blocks: capacity::OWNER_BLOCKS,
-        backends: capacity::BACKENDS,
-        nodes: capacity::NODES,
-        vips: capacity::VIPS,
-        opening: capacity::OPENING,
-        established: capacity::ESTABLISHED,
-        datagrams: capacity::DATAGRAMS,
-        claims: capacity::CLAIMS,
-    };
+    let mut limits = Limits::default();
     let Some(value) = spec.get("limits") else { return limits };
     // Index 0 of backends and blocks means "none", so one entry alone holds nothing.
     let entries = [

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use lb_common::abi::capacity;
 use serde::{Deserialize, Serialize};
 
 /// All that the sources say, validated.
@@ -222,6 +223,23 @@ pub struct Limits {
     pub datagrams: u32,
     /// Slots in which backends of other sets still know flows.
     pub claims: u32,
+}
+
+impl Default for Limits {
+    /// What the maps of the BPF object are declared with.
+    fn default() -> Self {
+        Self {
+            frontends: capacity::FRONTENDS,
+            owner_blocks: capacity::OWNER_BLOCKS,
+            backends: capacity::BACKENDS,
+            nodes: capacity::NODES,
+            vips: capacity::VIPS,
+            opening: capacity::OPENING,
+            established: capacity::ESTABLISHED,
+            datagrams: capacity::DATAGRAMS,
+            claims: capacity::CLAIMS,
+        }
+    }
 }
 
 /// Object of kind `Node`.

@@ -5,6 +5,7 @@ use lb_common::abi::{budget, program};
 use lb_common::reason::Reason;
 use lb_tests::model::Model;
 use lb_tests::packet::{Frame, Outer, Probe, Tunnel, hex};
+use lb_tests::random::Random;
 use lb_tests::rig::{Action, GATEWAY_MAC, NODE_MAC, Rig, SEED_TAG, TUNNEL_PORT, VNI, own, peer};
 
 use crate::egress::{accept, from_backend, handshake};
@@ -162,7 +163,7 @@ fn mutated_frames_meet_the_models_fate() {
         std::env::var(name).map_or(default, |text| text.parse().expect("a number"))
     };
     let (mut rig, model, samples) = (rig(), model(), [samples(), unknown()].concat());
-    let mut random = Random(number("WEIR_FUZZ_SEED", 1));
+    let mut random = Random::new(number("WEIR_FUZZ_SEED", 1));
     for _ in 0..number("WEIR_FUZZ", MUTATIONS).div_ceil(BATCH as u64) {
         let frames: Vec<_> = (0..BATCH)
             .map(|_| mutate(&samples[random.below(samples.len())], &mut random))
@@ -204,22 +205,6 @@ fn agree(rig: &mut Rig, model: &Model, frames: &[Vec<u8>]) -> bool {
     same && rig.reasons().unwrap().0 == expected
 }
 
-/// xorshift64* (Vigna 2016): the same frames on every machine.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        ((self.next() >> 32) as usize * bound) >> 32
-    }
-}
-
 /// Some bytes changed, the frame cut or grown; now and then nothing but noise.
 fn mutate(sample: &[u8], random: &mut Random) -> Vec<u8> {
     if random.below(50) == 0 {
@@ -259,7 +244,7 @@ fn mutated_answers_are_never_stopped() {
             from_backend(v6).udp(BACKEND_PORT, CLIENT_PORT).payload_length(40).vlan(7).build(),
         );
     }
-    let mut random = Random(2);
+    let mut random = Random::new(2);
     for _ in 0..MUTATIONS / 4 {
         let frame = mutate(&samples[random.below(samples.len())], &mut random);
         if frame.len() < shortest(&frame) {

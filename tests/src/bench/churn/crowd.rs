@@ -24,6 +24,7 @@ use tokio::{
 
 use crate::{
     lab::Host,
+    random::Random,
     traffic::{
         Failure,
         long::{By, Conversation},
@@ -274,14 +275,14 @@ async fn live(mut life: Life) {
         losses.born += 1;
         losses.opening = losses.opening.max(from.elapsed());
     }
-    let mut random = Random(life.id.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    let idle = random.next().is_multiple_of(ONE_IDLE_OF);
+    let mut random = Random::new(life.id.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let idle = (random.next() >> 33).is_multiple_of(ONE_IDLE_OF);
     loop {
         let Some(round) = life.turn(idle, &mut heard, &mut random).await else {
             return;
         };
         if round {
-            sleep(random.between((Duration::ZERO, ROUND))).await;
+            sleep(between((Duration::ZERO, ROUND), &mut random)).await;
         }
         let (from, resent) = (Instant::now(), conversation.resent);
         let outcome = timeout(PATIENCE, conversation.exchange()).await;
@@ -306,7 +307,7 @@ async fn live(mut life: Life) {
 impl Life {
     /// Waits until it is to speak; whether a round asks for it. None: the crowd ends.
     async fn turn(&mut self, idle: bool, heard: &mut u64, random: &mut Random) -> Option<bool> {
-        let pace = sleep(random.between(PACES));
+        let pace = sleep(between(PACES, random));
         tokio::pin!(pace);
         loop {
             let Phase { quiet, round } = *self.phase.borrow_and_update();
@@ -322,20 +323,8 @@ impl Life {
     }
 }
 
-/// xorshift64* (Vigna 2014), so that a run's paces are those of the last.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33
-    }
-
-    fn between(&mut self, (least, most): (Duration, Duration)) -> Duration {
-        least + (most - least).mul_f64(self.next() as f64 / (1_u64 << 31) as f64)
-    }
+fn between((least, most): (Duration, Duration), random: &mut Random) -> Duration {
+    least + (most - least).mul_f64((random.next() >> 33) as f64 / (1_u64 << 31) as f64)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

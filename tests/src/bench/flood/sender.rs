@@ -20,6 +20,7 @@ use aya::{
 use crate::{
     bench::churn::site::{PORT, Site, mac, vips},
     packet::Frame,
+    rig::XdpMd,
 };
 
 #[path = "../../../../lb-ebpf/bench/stray.rs"]
@@ -218,26 +219,11 @@ fn send(ebpf: &Ebpf, ports: &[Port], rate: u64, stop: &AtomicBool, sent: &Atomic
     Ok(())
 }
 
-/// `struct xdp_md` as the run takes it.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct XdpMd {
-    data: u32,
-    data_end: u32,
-    data_meta: u32,
-    ingress_ifindex: u32,
-    rx_queue_index: u32,
-    egress_ifindex: u32,
-}
-
 fn run(program: &Xdp, port: &Port, frames: u32) -> Result<()> {
     let context = XdpMd {
-        data: 0,
         data_end: port.frame.len() as u32,
-        data_meta: 0,
         ingress_ifindex: port.index,
-        rx_queue_index: 0,
-        egress_ifindex: 0,
+        ..Default::default()
     };
     let options = TestRunOptions {
         data_in: Some(&port.frame),

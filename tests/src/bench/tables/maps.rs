@@ -430,12 +430,8 @@ fn intent(services: usize, pin_dir: PathBuf) -> Intent {
         frontends: capacity::FRONTENDS.max(all as u32),
         owner_blocks: capacity::OWNER_BLOCKS.max(owner_blocks),
         backends: capacity::BACKENDS.max(backends as u32),
-        nodes: capacity::NODES,
         vips: capacity::VIPS.max(all as u32),
-        opening: capacity::OPENING,
-        established: capacity::ESTABLISHED,
-        datagrams: capacity::DATAGRAMS,
-        claims: capacity::CLAIMS,
+        ..Limits::default()
     };
     Intent { agent: agent(pin_dir, limits), nodes: nodes.collect(), frontends: frontends.collect() }
 }
