@@ -29,6 +29,7 @@
 //! host and waits.
 
 mod capture;
+mod cgroup;
 mod device;
 mod host;
 mod namespace;

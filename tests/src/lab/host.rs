@@ -94,6 +94,15 @@ impl Host {
         self.namespace.run(work)
     }
 
+    /// The same on a thread that is in the host's cgroup: of the calls of its sockets learns whatever is put on that.
+    /// `node` is the node that a pod is on, or the host itself.
+    pub fn run_below<T: Send>(&self, node: &Host, work: impl FnOnce() -> T + Send) -> T {
+        self.namespace.run(|| {
+            node.namespace.join_cgroup().expect("a thread may join a cgroup of its process");
+            work()
+        })
+    }
+
     /// Starts a thread inside the host. It outlives power-off, and keeps the network alive until it ends.
     pub fn spawn_thread<T: Send + 'static>(
         &self,

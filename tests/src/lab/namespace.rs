@@ -2,7 +2,7 @@
 //!
 //! Both live only as long as this process: file descriptors and one keeper thread hold them, so a panic, Ctrl-C or SIGKILL
 //! leaves nothing behind, with no watchdog and no list to clean up. Inside, `/sys` shows the host's own devices,
-//! `/sys/fs/bpf` is its own bpf file system, `/sys/fs/cgroup` the unified hierarchy and `/sys/fs/disk` a tmpfs of its own.
+//! `/sys/fs/bpf` is its own bpf file system, `/sys/fs/cgroup` a cgroup of its own and `/sys/fs/disk` a tmpfs of its own.
 //!
 //! Never enters a namespace on a thread that it did not start: a thread of the test harness or of an async runtime would
 //! carry the wrong namespace into other work.
@@ -12,7 +12,7 @@ use std::{
     io,
     os::fd::{AsRawFd, OwnedFd, RawFd},
     panic,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Child,
     process::Command,
     sync::{Arc, mpsc},
@@ -26,8 +26,12 @@ use nix::{
     unistd::{Pid, geteuid, gettid},
 };
 
+use super::cgroup::Cgroup;
+
 /// Where a host's own bpf file system is mounted, as seen from inside.
 const BPF_FS: &str = "/sys/fs/bpf";
+/// Where a host's own cgroup is mounted, as seen from inside.
+const CGROUP: &str = "/sys/fs/cgroup";
 /// Where a host keeps files, as seen from inside.
 const DISK: &str = "/sys/fs/disk";
 
@@ -39,6 +43,7 @@ pub struct Namespace {
     keeper: Option<JoinHandle<()>>,
     keeper_id: Pid,
     jobs: Option<mpsc::Sender<Command>>,
+    cgroup: Cgroup,
     started: std::sync::Mutex<mpsc::Receiver<io::Result<Child>>>,
 }
 
@@ -59,16 +64,16 @@ impl Namespace {
         let (jobs, queue) = mpsc::channel::<Command>();
         let (started_tx, started) = mpsc::channel();
         let keeper = thread::Builder::new().name(name.to_owned()).spawn(move || {
-            let failed = made_tx.send(make().map(|fds| (fds, gettid()))).is_err();
+            let failed = made_tx.send(make().map(|made| (made, gettid()))).is_err();
             while let (false, Ok(mut command)) = (failed, queue.recv()) {
                 if started_tx.send(command.spawn()).is_err() {
                     return;
                 }
             }
         })?;
-        let (fds, keeper_id) = made.recv().context("the keeper thread ended early")??;
-        let started = std::sync::Mutex::new(started);
-        Ok(Self { fds: Arc::new(fds), keeper: Some(keeper), keeper_id, jobs: Some(jobs), started })
+        let ((fds, cgroup), keeper_id) = made.recv().context("the keeper thread ended early")??;
+        let (fds, started) = (Arc::new(fds), std::sync::Mutex::new(started));
+        Ok(Self { fds, keeper: Some(keeper), keeper_id, jobs: Some(jobs), cgroup, started })
     }
 
     /// Runs `work` on a thread of its own inside the namespaces and returns its value. A panic inside is passed on.
@@ -136,6 +141,11 @@ impl Namespace {
         self.path_from_outside(DISK)
     }
 
+    /// Moves the calling thread into this host's cgroup; see [`Cgroup::join`].
+    pub fn join_cgroup(&self) -> Result<()> {
+        self.cgroup.join()
+    }
+
     /// Forgets every pinned BPF object, as a machine does that loses power.
     pub fn forget_pins(&self) -> Result<()> {
         self.run(|| {
@@ -187,7 +197,7 @@ impl Fds {
 }
 
 /// Makes the calling thread's own namespaces and fills the mounts that hosts must not share.
-fn make() -> Result<Fds> {
+fn make() -> Result<(Fds, Cgroup)> {
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
         .context("make a network and a mount namespace (needs CAP_SYS_ADMIN)")?;
     // "Slave": what is unmounted outside disappears here too, what is mounted here stays here.
@@ -195,12 +205,13 @@ fn make() -> Result<Fds> {
         .context("separate the mounts")?;
     mount_new("sysfs", "/sys")?;
     mount_new("tmpfs", "/sys/fs")?;
-    for (kind, place) in [("bpf", BPF_FS), ("cgroup2", "/sys/fs/cgroup"), ("tmpfs", DISK)] {
+    for (kind, place) in [("bpf", BPF_FS), ("cgroup2", CGROUP), ("tmpfs", DISK)] {
         fs::create_dir(place).with_context(|| format!("create {place}"))?;
         mount_new(kind, place)?;
     }
+    let cgroup = Cgroup::mount(Path::new(CGROUP))?;
     let open = |kind: &str| File::open(format!("/proc/thread-self/ns/{kind}")).map(OwnedFd::from);
-    Ok(Fds { net: open("net")?, mount: open("mnt")? })
+    Ok((Fds { net: open("net")?, mount: open("mnt")? }, cgroup))
 }
 
 fn mount_new(kind: &str, place: &str) -> Result<()> {
