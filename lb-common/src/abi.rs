@@ -44,6 +44,9 @@ pub mod map {
     pub const CLAIMS: &str = "CLAIMS";
     pub const UNDECIDED: &str = "UNDECIDED";
     pub const SOURCES: &str = "SOURCES";
+    pub const SOCKETS: &str = "SOCKETS";
+    pub const CHOSEN: &str = "CHOSEN";
+    pub const ANSWERS: &str = "ANSWERS";
 
     /// Maps of arrivals of the layout that is taken over from, in programs loaded for that; never pinned
     /// under these names.
@@ -52,7 +55,7 @@ pub mod map {
     pub const OLD_DATAGRAMS: &str = "OLD_DATAGRAMS";
 
     /// All of them; what the agent pins and checks.
-    pub const ALL: [&str; 24] = [
+    pub const ALL: [&str; 27] = [
         FRONTENDS,
         FRONTEND_OF,
         SERVICES,
@@ -77,6 +80,9 @@ pub mod map {
         CLAIMS,
         UNDECIDED,
         SOURCES,
+        SOCKETS,
+        CHOSEN,
+        ANSWERS,
     ];
 }
 
@@ -98,6 +104,18 @@ pub mod program {
     pub const INGRESS: &str = "weir_ingress";
     /// tc, on each device by which the host routes to clients.
     pub const EGRESS: &str = "weir_egress";
+    /// For sockets of processes in a cgroup. What undoes a choice stands before what makes one: in
+    /// this order they are attached.
+    pub const CONNECT: [&str; 8] = [
+        "weir_getpeername4",
+        "weir_getpeername6",
+        "weir_recvmsg4",
+        "weir_recvmsg6",
+        "weir_sendmsg4",
+        "weir_sendmsg6",
+        "weir_connect4",
+        "weir_connect6",
+    ];
 }
 
 /// Uplinks one node may have.
@@ -129,6 +147,8 @@ pub mod capacity {
     pub const REASONS: u32 = 128 + cfg!(feature = "next-layout") as u32;
     /// Source prefixes whose new flows are counted.
     pub const SOURCES: u32 = 16_384;
+    /// Pairs of a socket without a peer and a VIP that it sends to.
+    pub const CHOSEN: u32 = 16_384;
     /// Slots in which backends of other sets still know flows.
     pub const CLAIMS: u32 = 131_072;
 }
@@ -137,7 +157,7 @@ pub mod capacity {
 mod tests {
     use core::mem::size_of;
 
-    use crate::{arrival, backend, claim, frontend, globals, hop, reason, service};
+    use crate::{arrival, backend, claim, frontend, globals, hop, reason, service, socket};
 
     /// A change here without a new `LAYOUT_VERSION` would let two layouts meet in one pinned map.
     #[test]
@@ -159,10 +179,12 @@ mod tests {
             size_of::<reason::Counter>(),
             size_of::<claim::ClaimKey>(),
             size_of::<claim::Claim>(),
+            size_of::<socket::Peer>(),
+            size_of::<socket::SocketKey>(),
         ];
         assert_eq!(
             (super::LAYOUT_VERSION, sizes),
-            (3, [24, 8, 8, 64, 64, 32, 64, 8, 128, 24, 16, 112, 16, 8, 24])
+            (3, [24, 8, 8, 64, 64, 32, 64, 8, 128, 24, 16, 112, 16, 8, 24, 48, 32])
         );
     }
 }

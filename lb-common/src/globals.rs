@@ -28,7 +28,8 @@ pub struct Settings {
     pub takes_over: u32,
     /// Connections that one source prefix may open a second on this node; 0: no limit.
     pub new_flows: u32,
-    pub reserved2: u32,
+    /// Not 0: the kernel lets a program choose the error of a call that it refuses.
+    pub names_errors: u32,
     /// What of a source's address is its prefix; of an IPv4 address the mapped form's.
     pub source_mask_v4: [u64; 2],
     pub source_mask_v6: [u64; 2],

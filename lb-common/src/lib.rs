@@ -41,6 +41,7 @@ pub mod net;
 pub mod reason;
 pub mod service;
 pub mod siphash;
+pub mod socket;
 #[cfg(any(feature = "user", test))]
 pub mod table;
 pub mod wire;

@@ -4,13 +4,14 @@
 
 use aya_ebpf::{
     bindings::TC_ACT_UNSPEC,
-    macros::{classifier, xdp},
-    programs::{TcContext, XdpContext},
+    macros::{cgroup_sock_addr, classifier, xdp},
+    programs::{SockAddrContext, TcContext, XdpContext},
 };
 use lb_ebpf::{
-    egress, forward,
+    connect, egress, forward,
     frame::{self, Frame, Skb},
     maps,
+    socket::Call,
 };
 
 /// On each uplink.
@@ -35,6 +36,27 @@ pub fn weir_egress(ctx: TcContext) -> i32 {
         maps::count(reason as u32, bytes);
     }
     TC_ACT_UNSPEC
+}
+
+/// For sockets of processes in a cgroup: one program for each call and family.
+macro_rules! on_sockets {
+    ($($hook:ident $name:ident: $stage:ident($family:ident);)+) => {$(
+        #[cgroup_sock_addr($hook)]
+        pub fn $name(ctx: SockAddrContext) -> i32 {
+            connect::$stage(&Call::$family(ctx))
+        }
+    )+};
+}
+
+on_sockets! {
+    connect4 weir_connect4: connect(v4);
+    connect6 weir_connect6: connect(v6);
+    sendmsg4 weir_sendmsg4: send(v4);
+    sendmsg6 weir_sendmsg6: send(v6);
+    recvmsg4 weir_recvmsg4: receive(v4);
+    recvmsg6 weir_recvmsg6: receive(v6);
+    getpeername4 weir_getpeername4: name(v4);
+    getpeername6 weir_getpeername6: name(v6);
 }
 
 #[panic_handler]

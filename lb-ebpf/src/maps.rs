@@ -7,9 +7,10 @@ use core::{arch::asm, mem::offset_of};
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage},
     helpers::generated::{bpf_ktime_get_boot_ns, bpf_ktime_get_coarse_ns},
     macros::btf_map,
+    programs::SockAddrContext,
 };
 use lb_common::{
     abi::{BLOCK_SLOTS, YIELD_LIFE, budget, capacity},
@@ -23,6 +24,7 @@ use lb_common::{
     net::{Addr, Port},
     reason::Counter,
     service::{OwnerBlock, Record, ServiceWord},
+    socket::{Peer, SocketKey},
 };
 
 use crate::chain::Case;
@@ -106,6 +108,16 @@ static UNDECIDED: PerCpuArray<Case, 1> = PerCpuArray::new();
 #[btf_map]
 static SOURCES: LruHashMap<Addr, [u64; 2], { capacity::SOURCES as usize }> = LruHashMap::new();
 
+/// What a socket was connected to; the kernel frees it with the socket.
+#[btf_map]
+static SOCKETS: SkStorage<Peer> = SkStorage::new();
+/// The backend of a VIP for a socket without a peer.
+#[btf_map]
+static CHOSEN: LruHashMap<SocketKey, BackendId, { capacity::CHOSEN as usize }> = LruHashMap::new();
+/// And whose answers come from a backend, of every UDP socket.
+#[btf_map]
+static ANSWERS: LruHashMap<SocketKey, Endpoint, { capacity::CHOSEN as usize }> = LruHashMap::new();
+
 /// Set by the loader, then frozen. Read field by field, and volatile, so that the compiler does
 /// not take the zeros for constants.
 #[unsafe(no_mangle)]
@@ -120,7 +132,7 @@ static SETTINGS: Settings = Settings {
     yield_after: 0,
     takes_over: 0,
     new_flows: 0,
-    reserved2: 0,
+    names_errors: 0,
     source_mask_v4: [0; 2],
     source_mask_v6: [0; 2],
 };
@@ -148,6 +160,7 @@ pub mod setting {
         yield_after: u32,
         takes_over: u32,
         new_flows: u32,
+        names_errors: u32,
         source_mask_v4: [u64; 2],
         source_mask_v6: [u64; 2],
     );
@@ -257,6 +270,55 @@ pub fn may_be_vip(addr: &Addr) -> bool {
 #[inline(always)]
 pub fn uplink(ifindex: u32) -> Option<&'static Uplink> {
     UPLINKS.get(0)?.list.iter().find(|uplink| uplink.ifindex == ifindex)
+}
+
+/// What the socket was connected to; some value where it ever sent to a VIP.
+#[inline(always)]
+pub fn peer(socket: &SockAddrContext) -> Option<Peer> {
+    // SAFETY: the context is the one that the kernel passed.
+    let place = unsafe { SOCKETS.get_ptr_mut(socket) };
+    // SAFETY: null, or an element that lives as long as the socket; copied out at once.
+    unsafe { place.as_ref() }.copied()
+}
+
+/// Keeps with the socket what it was connected to. False where the kernel has no memory for it.
+#[inline(always)]
+pub fn put_peer(socket: &SockAddrContext, peer: &Peer) -> bool {
+    let mut first = *peer;
+    // SAFETY: the context is the one that the kernel passed, the value is copied.
+    let place = unsafe { SOCKETS.get_or_insert_ptr_mut(socket, Some(&mut first)) };
+    // SAFETY: null, or an element that lives as long as the socket, whose owner waits for this call.
+    let place = unsafe { place.as_mut() };
+    place.map(|place| *place = *peer).is_some()
+}
+
+/// The backend that a socket without a peer sends to.
+#[inline(always)]
+pub fn chosen(key: &SocketKey) -> Option<BackendId> {
+    // SAFETY: copied out at once.
+    unsafe { CHOSEN.get(key) }.copied()
+}
+
+/// Whose answers come from a backend.
+#[inline(always)]
+pub fn answers_for(key: &SocketKey) -> Option<Endpoint> {
+    // SAFETY: copied out at once.
+    unsafe { ANSWERS.get(key) }.copied()
+}
+
+/// What a UDP socket gets from this backend comes from the VIP. False where the map takes no more,
+/// which evicts before.
+#[inline(always)]
+pub fn put_answer(cookie: u64, vip: &Endpoint, backend: &Endpoint) -> bool {
+    ANSWERS.insert(SocketKey { cookie, endpoint: *backend }, vip, 0).is_ok()
+}
+
+/// A socket without a peer sends to this backend from now on. False as above.
+#[inline(always)]
+pub fn put_choice(cookie: u64, vip: &Endpoint, id: BackendId, backend: &Endpoint) -> bool {
+    // First, so that no answer comes from a stranger.
+    put_answer(cookie, vip, backend)
+        && CHOSEN.insert(SocketKey { cookie, endpoint: *vip }, id, 0).is_ok()
 }
 
 #[inline(always)]

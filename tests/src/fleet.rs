@@ -219,7 +219,7 @@ impl<'lab> Fleet<'lab> {
         eventually(&format!("agent of {} is attached", node.name()), SOON, || {
             self.ask(node, &["status"]).is_ok_and(|status| {
                 status["agent"]["pid"] == self.agent(node).id()
-                    && status["attachments"].as_array().is_some_and(|list| list.len() == 2)
+                    && status["attachments"].as_array().is_some_and(|list| list.len() == 3)
             })
         });
     }
@@ -369,7 +369,7 @@ fn standings(answer: &Value) -> impl Iterator<Item = &str> {
 fn is_ready(status: &Value, nodes: usize) -> bool {
     let list = |name: &str| status[name].as_array().map(Vec::as_slice).unwrap_or_default();
     status["agent"]["alive"] == true
-        && list("attachments").len() == 2
+        && list("attachments").len() == 3
         && list("members").len() == nodes
         && list("members").iter().all(|member| {
             member["life"] == "alive" && member["heard"] == true && member["serves"] == true

@@ -216,7 +216,7 @@ impl Rig {
             tunnel_port: Port::new(TUNNEL_PORT),
             reserved: [0; 2],
             new_flows,
-            reserved2: 0,
+            names_errors: 0,
             source_mask_v4: mask(96 + SOURCE_PREFIX.0),
             source_mask_v6: mask(SOURCE_PREFIX.1),
             vni: VNI,

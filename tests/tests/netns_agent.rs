@@ -13,7 +13,7 @@ use aya::{
     programs::links::{FdLink, PinnedLink},
 };
 use lb_common::{
-    abi::{LAYOUT_VERSION, map},
+    abi::{LAYOUT_VERSION, map, program},
     backend::BackendId,
 };
 use lb_tests::lab::{Gate, Host, Lab, Process, UPLINK, XdpAttached, eventually};
@@ -102,9 +102,10 @@ impl Rig {
         Maps::open(&self.pins()).ok()
     }
 
-    /// Both programs' links are pinned, which follows being attached.
+    /// All programs' links are pinned, which follows being attached.
     fn has_links(&self) -> bool {
-        fs::read_dir(self.pins().join("links")).is_ok_and(|entries| entries.count() == 2)
+        let all = 2 + program::CONNECT.len();
+        fs::read_dir(self.pins().join("links")).is_ok_and(|entries| entries.count() == all)
     }
 
     fn has_xdp(&self) -> bool {
@@ -144,7 +145,7 @@ fn a_killed_agent_leaves_everything_and_its_successor_changes_no_id() {
     let rig = Rig::new();
     let first = rig.start();
     let (links, ids) = (rig.links(), rig.ids());
-    assert_eq!(links.len(), 2, "{links:?}");
+    assert_eq!(links.len(), 2 + program::CONNECT.len(), "{links:?}");
     assert!(ids.iter().all(|(_, _, owners)| owners.iter().all(|id| *id != BackendId::NONE)));
 
     first.kill().unwrap();

@@ -16,6 +16,7 @@ mod keep;
 mod memory;
 pub mod orders;
 mod report;
+mod sockets;
 mod state;
 
 use std::{
@@ -48,6 +49,7 @@ use crate::{
         load::{self, Loaded},
         maps::Maps,
         scan::Scanner,
+        sockets::Sockets,
     },
     health,
     membership::{self, Change, drain::Keeper},
@@ -239,6 +241,7 @@ impl Agent {
         }
         let mut healthy = self.state.step(&mut self.inlets);
         self.state.attach_ingress(&self.inlets).await?;
+        self.state.attach_connect(&self.inlets);
         self.settle().await?;
         self.state.report(&self.inlets);
 
@@ -337,6 +340,7 @@ fn wire(
     let (applied, applied_in) = watch::channel(Arc::default());
     let (consensus, consensus_in) = watch::channel(Arc::default());
     let (scanned, scanned_in) = watch::channel(Arc::default());
+    let view = watch::Sender::new(sockets::View::default());
     let (questions, questions_in) = mpsc::channel(1);
     let (asked, asked_in) = mpsc::channel(control::MAX_WAITING);
     for (key, value) in keeper.publications() {
@@ -363,6 +367,7 @@ fn wire(
         announced: announced.clone(),
         publish: publish.clone(),
         applied: applied.clone(),
+        view: view.clone(),
     };
     let seed_tag = Keys::of(&agent.seed).tag;
     // Greater in each life of the agent.
@@ -403,6 +408,12 @@ fn wire(
     let node = agent.node.clone();
     tasks.spawn(async move {
         claims::run(&node, Box::new(move || scanner.scan()), channels).await;
+        Ok(())
+    });
+    let sockets = Sockets::open(&agent.pin_dir).context("open the maps of sockets")?;
+    let followed = view.subscribe();
+    tasks.spawn(async move {
+        sockets::run(sockets, followed).await;
         Ok(())
     });
     let settings = health::Settings { node: agent.node.clone(), seed: agent.seed, run: life };

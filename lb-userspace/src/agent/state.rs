@@ -16,6 +16,7 @@ use super::{
     memory::{Difference, Memory, hop_flags},
     orders::obey,
     report::{About, unix_ms},
+    sockets::View,
 };
 use crate::{
     announce::{self, Election, announcing_interfaces},
@@ -42,6 +43,9 @@ const REPORT_REST: Duration = Duration::from_millis(200);
 
 /// Deadlines by the wall clock are looked at again at least so often.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// The programs for sockets, as [`State::attachments`] name them.
+const CONNECT: &str = "connect";
 
 /// Addresses of all nodes by name, as netlink and membership follow them.
 pub type Addresses = Arc<BTreeMap<String, Vec<IpAddr>>>;
@@ -113,6 +117,8 @@ pub struct Outlets {
     /// What the data plane holds since a turn.
     pub applied: watch::Sender<Arc<Applied>>,
     pub announced: watch::Sender<Arc<BTreeMap<IpAddr, announce::Uplink>>>,
+    /// What the data plane goes by since a turn; wakes its readers when somebody died.
+    pub view: watch::Sender<View>,
 }
 
 /// What the last plan was made of.
@@ -267,6 +273,8 @@ impl State {
             self.announce(announced.keys().copied().collect());
             tell(&self.outlets.announced, Arc::new(announced));
             self.memory.tell(self.data_plane.turn(), scope.has_frontends(), now);
+            let view = View { intent: Some(intent.clone()), members, verdicts };
+            self.outlets.view.send_if_modified(|former| former.replace(view));
         }
         self.own.facts = facts(&intent, &interfaces);
         self.speak();
@@ -489,7 +497,9 @@ impl State {
     pub async fn replace(&mut self, loaded: Loaded, inlets: &Inlets) -> Result<(), AttachError> {
         self.loaded = loaded;
         self.attach_egress(inlets).await?;
-        self.attach_ingress(inlets).await
+        self.attach_ingress(inlets).await?;
+        self.attach_connect(inlets);
+        Ok(())
     }
 
     /// Puts `egress` on every device that is configured. At the start an error ends the agent.
@@ -514,6 +524,25 @@ impl State {
         Ok(())
     }
 
+    /// Puts the programs for sockets on their cgroup, or takes them off. An error ends no agent: clients
+    /// beyond this node need none of this.
+    pub fn attach_connect(&mut self, inlets: &Inlets) {
+        let settings = inlets.intent.borrow().agent.connect.clone();
+        let attached = match settings.enabled {
+            true => self.loaded.attach_connect(settings.cgroup.as_deref()).map(Some),
+            false => self.loaded.detach_connect().map(|()| None),
+        };
+        match attached {
+            Ok(Some(attachment)) => {
+                self.note((attachment.interface.clone(), CONNECT), 0, attachment);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                self.unattached.insert(CONNECT.into(), error.to_string());
+            }
+        }
+    }
+
     fn note(&mut self, at: (String, &'static str), index: u32, attachment: Attachment) {
         let Attachment { interface, program, mode, reason } = &attachment;
         let former = self.attachments.get(&at).map(|(_, former)| former);
@@ -532,6 +561,9 @@ impl State {
         self.unattached.clear();
         for (at, (index, attachment)) in self.attachments.clone() {
             let (device, program) = &at;
+            if *program == CONNECT {
+                continue;
+            }
             let now = index_of(&interfaces, device);
             let result = match (*program, now == index) {
                 (_, _) if now == 0 => Err(AttachError::NoInterface(device.clone())),
@@ -546,6 +578,9 @@ impl State {
                     self.unattached.insert(format!("{program} on {device}"), error.to_string());
                 }
             }
+        }
+        if !self.attachments.keys().any(|(_, program)| *program == CONNECT) {
+            self.attach_connect(inlets);
         }
     }
 

@@ -20,7 +20,7 @@ use super::{
     unicast,
 };
 use crate::model::{
-    AgentSettings, ArrivalTimes, GossipSettings, HoldDowns, Limits, NewFlows,
+    AgentSettings, ArrivalTimes, ConnectSettings, GossipSettings, HoldDowns, Limits, NewFlows,
     seed::{gossip_key_from, seed_from},
 };
 
@@ -91,6 +91,7 @@ pub fn read(spec: &Value<'_>, path: &Path, overrides: &Overrides) -> Option<Agen
         "holdDowns",
         "arrivals",
         "newFlows",
+        "connect",
         "announce",
     ])?;
     let place_of = |name: &str| fields.get(name).map_or(spec.place.clone(), |value| value.place);
@@ -132,6 +133,7 @@ pub fn read(spec: &Value<'_>, path: &Path, overrides: &Overrides) -> Option<Agen
         hold_downs: read_hold_downs(&fields),
         arrivals: read_arrivals(&fields),
         new_flows: read_new_flows(&fields),
+        connect: read_connect(&fields),
         announce_interfaces,
         gateways,
     };
@@ -293,6 +295,15 @@ fn read_new_flows(spec: &Fields<'_>) -> NewFlows {
         prefix_v4: bits("prefixV4", none.prefix_v4, 32),
         prefix_v6: bits("prefixV6", none.prefix_v6, 128),
     }
+}
+
+fn read_connect(spec: &Fields<'_>) -> ConnectSettings {
+    let mut settings = ConnectSettings::default();
+    let fields = spec.get("connect").and_then(|value| value.fields(&["enabled", "cgroup"]));
+    let Some(fields) = fields else { return settings };
+    settings.enabled = fields.read_or("enabled", settings.enabled, Value::boolean);
+    settings.cgroup = fields.get("cgroup").and_then(|value| value.absolute_path());
+    settings
 }
 
 /// Patterns of interfaces, and gateways.

@@ -19,6 +19,7 @@ use aya::programs::{
 use lb_common::abi::program;
 
 use super::{
+    connect,
     hooks::{self, Hooks},
     inspect::program_name,
     load::{LoadError, Loaded, classifier, xdp},
@@ -59,6 +60,16 @@ pub enum AttachError {
         interface: String,
         #[source]
         source: Box<ProgramError>,
+    },
+    #[error(
+        "there is no cgroup v2 at /sys/fs/cgroup or /sys/fs/cgroup/unified: processes of this node do not reach VIPs; name where it is mounted (connect.cgroup), or say connect.enabled: false"
+    )]
+    NoCgroup,
+    #[error("connect.cgroup {path}: {source}")]
+    Cgroup {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
     },
     #[error("pin {path}: {message}")]
     Pin { path: PathBuf, message: String },
@@ -283,7 +294,7 @@ fn pinned(pin: &Path) -> Option<FdLink> {
 }
 
 /// Pins a link, in the place of one that is there.
-fn pin_link(link: FdLink, pin: &Path) -> Result<(), AttachError> {
+pub(super) fn pin_link(link: FdLink, pin: &Path) -> Result<(), AttachError> {
     let failed = |message: String| AttachError::Pin { path: pin.to_owned(), message };
     let is_same = |there: &FdLink| {
         let ids = [&link, there].map(|link| link.info().ok().map(|info| info.id()));
@@ -297,7 +308,7 @@ fn pin_link(link: FdLink, pin: &Path) -> Result<(), AttachError> {
     link.pin(pin).map(drop).map_err(|error| failed(chain(&error)))
 }
 
-fn unpin(pin: &Path) -> Result<(), AttachError> {
+pub(super) fn unpin(pin: &Path) -> Result<(), AttachError> {
     match std::fs::remove_file(pin) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(AttachError::Pin { path: pin.to_owned(), message: error.to_string() })
@@ -312,14 +323,14 @@ fn is_defunct(error: &ProgramError) -> bool {
         if error.io_error.raw_os_error() == Some(libc::ENOLINK))
 }
 
-fn link_error(error: LinkError) -> ProgramError {
+pub(super) fn link_error(error: LinkError) -> ProgramError {
     match error {
         LinkError::SyscallError(error) => error.into(),
         error => ProgramError::IOError(io::Error::other(error)),
     }
 }
 
-fn failed(program: &'static str, interface: &str, source: ProgramError) -> AttachError {
+pub(super) fn failed(program: &'static str, interface: &str, source: ProgramError) -> AttachError {
     AttachError::Program { program, interface: interface.to_owned(), source: Box::new(source) }
 }
 
@@ -349,6 +360,7 @@ pub async fn cleanup(pin_dir: &Path, devices: &[String]) -> Result<Vec<String>, 
             removed.push(format!("filter on {device}"));
         }
     }
+    removed.extend(connect::detach(&links_dir(pin_dir), None)?);
     let mut programs = BTreeSet::new();
     let maps = migrate::folders(pin_dir).into_iter().map(|folder| folder.join("maps"));
     // Links first: programs must not run over maps that are going away.

@@ -17,6 +17,7 @@ use lb_common::{
 };
 
 use super::{
+    connect,
     keys::Keys,
     maps::{ArrivalMap, Maps, OpenError, require_bpffs},
     migrate::{Former, MigrateError, Takeover},
@@ -130,7 +131,7 @@ pub fn settings(agent: &AgentSettings, node: &Node) -> Settings {
         tunnel_port: Port::new(agent.tunnel_port),
         reserved: [0; 2],
         new_flows: agent.new_flows.per_second,
-        reserved2: 0,
+        names_errors: connect::names_errors().into(),
         source_mask_v4: mask(96 + agent.new_flows.prefix_v4),
         source_mask_v6: mask(agent.new_flows.prefix_v6),
         vni: agent.vni,
@@ -207,7 +208,7 @@ fn old_name(which: ArrivalMap) -> &'static str {
 }
 
 /// With the end of the verifier's log, which says why; all of it is thousands of lines.
-fn refused(program: &'static str, error: &ProgramError) -> LoadError {
+pub(super) fn refused(program: &'static str, error: &ProgramError) -> LoadError {
     let ProgramError::LoadError { io_error, verifier_log } = error else {
         return LoadError::Program { program, reason: error.to_string() };
     };

@@ -20,6 +20,7 @@ use lb_common::{
     net::Addr,
     reason::{Counter, Reason},
     service::{OwnerBlock, Record, ServiceWord, blocks},
+    socket::SocketKey,
 };
 
 use super::{
@@ -153,6 +154,13 @@ pub struct Maps {
     reason_counters: PerCpuArray<MapData, Counter>,
 }
 
+/// What the data plane keeps of sockets.
+pub(super) struct SocketMaps {
+    pub peers: MapData,
+    pub chosen: HashMap<MapData, SocketKey, BackendId>,
+    pub answers: HashMap<MapData, SocketKey, Endpoint>,
+}
+
 impl Maps {
     /// Opens the maps that an agent has pinned, for reading. The agent may be dead.
     pub fn open(pin_dir: &Path) -> Result<Self, OpenError> {
@@ -191,6 +199,16 @@ impl Maps {
     /// `STATE` alone, to be written.
     pub(super) fn open_state(dir: &Path) -> Result<Mapped<u64>, OpenError> {
         Opener { dir, access: Access::ReadWrite }.mapped(map::STATE)
+    }
+
+    /// Those of sockets.
+    pub(super) fn open_sockets(dir: &Path) -> Result<SocketMaps, OpenError> {
+        let opener = Opener { dir, access: Access::ReadWrite };
+        Ok(SocketMaps {
+            peers: opener.data(map::SOCKETS)?,
+            chosen: opener.typed(map::CHOSEN)?,
+            answers: opener.typed(map::ANSWERS)?,
+        })
     }
 
     /// The service of an index; none where there is none.

@@ -264,7 +264,8 @@ fn copy_all(former: &Former, dir: &Path) -> Result<Vec<Counted>, MigrateError> {
     let mut counted = Vec::new();
     for spec in SPECS
         .iter()
-        .filter(|spec| spec.kind != Kind::LruHash && !matches!(spec.entries, Entries::Object))
+        .filter(|spec| !matches!(spec.kind, Kind::LruHash | Kind::SocketStorage))
+        .filter(|spec| !matches!(spec.entries, Entries::Object))
     {
         let (path, own) = (former.maps.join(spec.name), dir.join(spec.name));
         let (Some(there), Some(here)) = (info(&path)?, info(&own)?) else { continue };

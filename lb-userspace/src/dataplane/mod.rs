@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod attach;
 mod batch;
+pub mod connect;
 pub mod fake;
 pub mod grace;
 pub mod hooks;
@@ -16,5 +17,6 @@ pub mod object;
 mod raw;
 pub mod room;
 pub mod scan;
+pub mod sockets;
 pub mod spec;
 pub mod store;

@@ -22,6 +22,7 @@ use lb_common::{
     net::Addr,
     reason::Counter,
     service::{OwnerBlock, Record},
+    socket::{Peer, SocketKey},
 };
 
 use crate::model::Limits;
@@ -55,6 +56,8 @@ pub enum Kind {
     /// An array that user space maps into its memory.
     Mapped,
     PerCpuArray,
+    /// Values that the kernel keeps with sockets: there is nothing to list or to copy.
+    SocketStorage,
 }
 
 impl Kind {
@@ -64,12 +67,13 @@ impl Kind {
             Self::LruHash => MapType::LruHash,
             Self::Array | Self::Mapped => MapType::Array,
             Self::PerCpuArray => MapType::PerCpuArray,
+            Self::SocketStorage => MapType::SkStorage,
         }
     }
 
     fn flags(self) -> u32 {
         match self {
-            Self::Hash => NO_PREALLOC,
+            Self::Hash | Self::SocketStorage => NO_PREALLOC,
             Self::Mapped => MMAPABLE,
             Self::LruHash | Self::Array | Self::PerCpuArray => 0,
         }
@@ -167,6 +171,9 @@ pub const SPECS: [Spec; map::ALL.len()] = [
     hash::<ClaimKey, Claim>(map::CLAIMS, |limits| limits.claims),
     scratch(map::UNDECIDED),
     spec::<Addr, [u64; 2]>(map::SOURCES, Kind::LruHash, Entries::Fixed(capacity::SOURCES)),
+    spec::<i32, Peer>(map::SOCKETS, Kind::SocketStorage, Entries::Fixed(0)),
+    spec::<SocketKey, BackendId>(map::CHOSEN, Kind::LruHash, Entries::Fixed(capacity::CHOSEN)),
+    spec::<SocketKey, Endpoint>(map::ANSWERS, Kind::LruHash, Entries::Fixed(capacity::CHOSEN)),
 ];
 
 impl Spec {

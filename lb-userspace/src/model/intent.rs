@@ -109,6 +109,8 @@ pub struct AgentSettings {
     pub arrivals: ArrivalTimes,
     #[serde(default)]
     pub new_flows: NewFlows,
+    #[serde(default)]
+    pub connect: ConnectSettings,
     /// Patterns (`*` stands for any text) of uplinks on which VIPs are announced; empty: all uplinks.
     pub announce_interfaces: Vec<String>,
     /// Whom a node asks that hears nobody any more; empty: the default gateways of its routes.
@@ -130,6 +132,21 @@ impl Default for NewFlows {
     /// No limit; otherwise a client by its IPv4 address, or by the network that a host has in IPv6.
     fn default() -> Self {
         Self { per_second: 0, prefix_v4: 32, prefix_v6: 64 }
+    }
+}
+
+/// The way in for processes on this node.
+#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConnectSettings {
+    pub enabled: bool,
+    /// The cgroup below which processes reach VIPs; none: the root of cgroup v2.
+    pub cgroup: Option<PathBuf>,
+}
+
+impl Default for ConnectSettings {
+    fn default() -> Self {
+        Self { enabled: true, cgroup: None }
     }
 }
 

@@ -269,7 +269,11 @@ fn frontends_of(object: &FrontendObject) -> impl Iterator<Item = (IpAddr, &Front
 
 /// How a backend is probed for a port. Nothing tells whether a UDP server serves, unless the check
 /// has a port of its own or the same server is reached by TCP too.
-fn target(object: &FrontendObject, port: &FrontendPort, backend: SocketAddr) -> Option<Target> {
+pub(super) fn target(
+    object: &FrontendObject,
+    port: &FrontendPort,
+    backend: SocketAddr,
+) -> Option<Target> {
     let check = object.check.as_ref()?;
     let asked = port.protocol == Protocol::Tcp
         || check.port.is_some()

@@ -4,6 +4,7 @@
 pub mod desired;
 pub mod elect;
 pub mod flows;
+pub mod gone;
 pub mod history;
 pub mod owners;
 

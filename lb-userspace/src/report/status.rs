@@ -81,10 +81,11 @@ pub struct AgentStatus {
 /// A program on a device.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Attachment {
+    /// Or a cgroup.
     pub interface: String,
-    /// `ingress` or `egress`.
+    /// `ingress`, `egress` or `connect`.
     pub program: String,
-    /// `native` or `generic` for ingress, `tcx` or `clsact` for egress.
+    /// `native` or `generic` for ingress, `tcx` or `clsact` for egress, `cgroup` for connect.
     pub mode: String,
     /// Why it is not the better mode.
     #[serde(default)]

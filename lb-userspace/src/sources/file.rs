@@ -402,6 +402,7 @@ fn changed_settings(old: &AgentSettings, new: &AgentSettings) -> Vec<&'static st
         hold_downs,
         arrivals,
         new_flows,
+        connect,
         announce_interfaces: _,
         gateways,
     } = new;
@@ -417,6 +418,7 @@ fn changed_settings(old: &AgentSettings, new: &AgentSettings) -> Vec<&'static st
         ("stateDir", *state_dir != old.state_dir),
         ("limits", *limits != old.limits),
         ("peers", peers != (&old.peer_interval, &old.peer_fall, &old.peer_rise)),
+        ("connect", *connect != old.connect),
         ("newFlows", *new_flows != old.new_flows),
         ("gossip.port", gossip.port != old.gossip.port),
         ("gossip.seeds", gossip.seeds != old.gossip.seeds),

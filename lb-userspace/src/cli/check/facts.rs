@@ -46,6 +46,23 @@ pub struct Host {
     pub clock_synchronised: Option<bool>,
     /// Hard limit of open files.
     pub open_files: Option<u64>,
+    pub cgroup: Cgroup,
+    /// Whether the kernel ends sockets on demand (`CONFIG_INET_DIAG_DESTROY`).
+    pub ends_sockets: Option<bool>,
+}
+
+/// Where the programs for sockets go.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub enum Cgroup {
+    #[default]
+    Unknown,
+    /// They are not wanted.
+    Off,
+    /// No cgroup v2, or not at the named place.
+    Absent,
+    /// Not the root as this process sees it.
+    Below(PathBuf),
+    Root(PathBuf),
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -7,14 +7,15 @@ use lb_common::wire::geneve::{OVERHEAD_V4, OVERHEAD_V6};
 
 use super::{
     CheckArgs,
-    facts::{Config, Conntrack, Facts, Host, Link, Uplink},
+    facts::{Cgroup, Config, Conntrack, Facts, Host, Link, Uplink},
     links, nic,
 };
 use crate::{
     cli::args::Dirs,
     config::{self, Overrides},
-    dataplane::inspect,
-    netlink,
+    dataplane::{connect, inspect},
+    model::ConnectSettings,
+    netlink::{self, diag::Diag},
 };
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
@@ -24,6 +25,7 @@ pub fn gather(args: &CheckArgs, dirs: &Dirs) -> Facts {
     let mut facts = Facts { overhead: OVERHEAD_V6, ..Default::default() };
     let mut uplinks = args.uplinks.clone();
     let mut pin_dir = dirs.pin_dir().to_owned();
+    let mut settings = ConnectSettings::default();
     if let Some(path) = &args.config {
         let overrides = Overrides {
             node: args.node.clone(),
@@ -38,6 +40,7 @@ pub fn gather(args: &CheckArgs, dirs: &Dirs) -> Facts {
                 facts.overhead = if outer.any(IpAddr::is_ipv6) { OVERHEAD_V6 } else { OVERHEAD_V4 };
                 pin_dir.clone_from(&intent.agent.pin_dir);
                 uplinks.extend(intent.agent.uplinks);
+                settings = intent.agent.connect;
                 Config::Valid { frontends: intent.frontends.len(), nodes: intent.nodes.len() }
             }
         });
@@ -45,6 +48,7 @@ pub fn gather(args: &CheckArgs, dirs: &Dirs) -> Facts {
     uplinks.sort();
     uplinks.dedup();
     facts.host = host(&pin_dir);
+    facts.host.cgroup = cgroup(&settings);
     facts.uplinks = uplink_facts(&uplinks);
     facts
 }
@@ -68,6 +72,19 @@ fn host(pin_dir: &Path) -> Host {
         open_files: nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
             .ok()
             .map(|(_, hard)| hard),
+        cgroup: Cgroup::Unknown,
+        ends_sockets: Diag::open().and_then(|mut diag| diag.can_destroy()).ok(),
+    }
+}
+
+fn cgroup(settings: &ConnectSettings) -> Cgroup {
+    if !settings.enabled {
+        return Cgroup::Off;
+    }
+    match settings.cgroup.clone().or_else(connect::root) {
+        Some(path) if connect::is_root(&path) => Cgroup::Root(path),
+        Some(path) if path.is_dir() => Cgroup::Below(path),
+        _ => Cgroup::Absent,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::facts::{Config, Conntrack, Facts, Host};
+use super::facts::{Cgroup, Config, Conntrack, Facts, Host};
 
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -92,6 +92,8 @@ pub fn evaluate(facts: &Facts) -> Vec<Finding> {
         conntrack_loose(host),
         clock(host),
         open_files(host),
+        cgroup(host),
+        ends_sockets(host),
     ]);
     for uplink in &facts.uplinks {
         findings.extend(super::uplink_rules::evaluate(uplink, facts));
@@ -299,5 +301,37 @@ fn open_files(host: &Host) -> Finding {
             format!("LimitNOFILE={OPEN_FILES} in the unit, or ulimit -n {OPEN_FILES}"),
         ),
         Some(limit) => Finding::ok(CHECK, format!("hard limit {limit}")),
+    }
+}
+
+fn cgroup(host: &Host) -> Finding {
+    const CHECK: &str = "cgroup";
+    const FIX: &str = "mount the host's cgroup v2 and name it: connect.cgroup";
+    let bad = |message: String| Finding::bad(CHECK, Level::Warn, message, FIX);
+    match &host.cgroup {
+        Cgroup::Unknown => Finding::unknown(CHECK, "cgroup v2"),
+        Cgroup::Off => Finding::ok(CHECK, "not needed: connect.enabled is false"),
+        Cgroup::Root(path) => Finding::ok(CHECK, format!("{} is the root", path.display())),
+        Cgroup::Below(path) => bad(format!(
+            "{} is not the root of cgroup v2: only processes below it reach VIPs from this node",
+            path.display()
+        )),
+        Cgroup::Absent => {
+            bad("no cgroup v2 is there: processes of this node do not reach VIPs".to_owned())
+        }
+    }
+}
+
+fn ends_sockets(host: &Host) -> Finding {
+    const CHECK: &str = "sock_destroy";
+    match host.ends_sockets {
+        None => Finding::unknown(CHECK, "sock_diag"),
+        Some(true) => Finding::ok(CHECK, "sockets to dead backends can be ended"),
+        Some(false) => Finding::bad(
+            CHECK,
+            Level::Warn,
+            "clients on this node wait for a backend that died until their own time-outs",
+            "boot a kernel with CONFIG_INET_DIAG_DESTROY=y",
+        ),
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     Report,
-    facts::{Config, Conntrack, Facts, Host, Link, LinkFacts, Uplink},
+    facts::{Cgroup, Config, Conntrack, Facts, Host, Link, LinkFacts, Uplink},
     rules::{Level, evaluate},
 };
 use crate::cli::{args::Format, output::render};
@@ -23,6 +23,8 @@ fn good() -> Facts {
             conntrack: Some(Conntrack::Present { count: 10, max: 1000, loose: Some(1) }),
             clock_synchronised: Some(true),
             open_files: Some(1 << 20),
+            cgroup: Cgroup::Root("/sys/fs/cgroup".into()),
+            ends_sockets: Some(true),
         },
         uplinks: vec![Uplink {
             name: "eth0".into(),
@@ -73,6 +75,21 @@ fn what_the_host_lacks_is_said_with_its_fix() {
             name: "kernel before 5.15",
             change: |facts| facts.host.release = Some("5.10.0-9-amd64".into()),
             expect: &[("kernel", Fail, "5.15")],
+        },
+        Case {
+            name: "no cgroup v2",
+            change: |facts| facts.host.cgroup = Cgroup::Absent,
+            expect: &[("cgroup", Warn, "connect.cgroup")],
+        },
+        Case {
+            name: "a container's own cgroup",
+            change: |facts| facts.host.cgroup = Cgroup::Below("/sys/fs/cgroup".into()),
+            expect: &[("cgroup", Warn, "not the root")],
+        },
+        Case {
+            name: "a kernel that ends no sockets",
+            change: |facts| facts.host.ends_sockets = Some(false),
+            expect: &[("sock_destroy", Warn, "CONFIG_INET_DIAG_DESTROY")],
         },
         Case {
             name: "kernel before tcx",
@@ -265,7 +282,7 @@ fn the_answer_exists_for_people_and_for_programs() {
     let report = Report::new(evaluate(&facts));
     let text = render(&report, Format::Table).unwrap();
     assert!(text.contains("fail    eth0 xdp          taken by xdp_root"), "{text}");
-    assert!(text.ends_with("\n18 ok, 0 warnings, 1 failures, 0 unknown\n"), "{text}");
+    assert!(text.ends_with("\n20 ok, 0 warnings, 1 failures, 0 unknown\n"), "{text}");
     let json: serde_json::Value =
         serde_json::from_str(&render(&report, Format::Json).unwrap()).unwrap();
     assert_eq!((&json["schema"], &json["ok"]), (&"weir.check/v1".into(), &false.into()));

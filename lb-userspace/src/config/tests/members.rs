@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::{
-    ArrivalTimes, HoldDowns,
+    ArrivalTimes, ConnectSettings, HoldDowns,
     seed::{gossip_key_from, seed_from},
 };
 
@@ -22,6 +22,7 @@ fn without_fields_agents_talk_by_the_seed_and_every_node_announces() {
     assert_eq!(agent.hold_downs, HoldDowns::default());
     assert_eq!(agent.arrivals, ArrivalTimes::default());
     assert!(agent.announce_interfaces.is_empty());
+    assert_eq!(agent.connect, ConnectSettings { enabled: true, cgroup: None });
     let web = &intent.frontends["web"];
     assert!(!web.local_only && web.announce == Default::default());
 }
@@ -37,6 +38,7 @@ fn every_field_of_members_is_read() {
   holdDowns: {backends: 2s, vips: 0s, most: 30s, forget: 5m, mute: 10s}
   arrivals: {established: 24h, closed: 10s, opening: 20s, datagrams: 30s}
   announce: {interfaces: ['eth*'], gateways: [192.0.2.254, 'fe80::1']}
+  connect: {enabled: false, cgroup: /sys/fs/cgroup/pods}
 ",
     );
     let text = text.replace(
@@ -74,6 +76,8 @@ fn every_field_of_members_is_read() {
             mute: seconds(10),
         }
     );
+    let cgroup = Some("/sys/fs/cgroup/pods".into());
+    assert_eq!(agent.connect, ConnectSettings { enabled: false, cgroup });
     assert_eq!(agent.announce_interfaces, ["eth*"]);
     assert_eq!(agent.gateways, ["192.0.2.254", "fe80::1"].map(|it| it.parse::<IpAddr>().unwrap()));
     let web = &intent.frontends["web"];
@@ -179,6 +183,7 @@ fn wrong_values_are_named_with_what_is_allowed() {
             40,
             "no node has the labels of `nodeSelector`: nobody would announce it",
         ),
+        ("node: n1", "node: n1\n  connect: {cgroup: there}", 6, "not an absolute path"),
         ("[198.51.100.2]", "[198.51.100.2]\n  announce: {interfaces: ['a b']}", 40, "interface's"),
     ]);
 }

@@ -72,7 +72,7 @@ impl<'lab> Weir<'lab> {
                 self.fleet.log(node)
             );
             let Ok(status) = self.fleet.ask(node, &["status"]) else { return Ok(false) };
-            let attached = status["attachments"].as_array().is_some_and(|list| list.len() == 2);
+            let attached = status["attachments"].as_array().is_some_and(|list| list.len() == 3);
             Ok(attached
                 && status["agent"]["pid"] == agent.id()
                 && targets().iter().all(|to| !self.fleet.owners(node, *to).is_empty()))

@@ -30,9 +30,9 @@ use weir::{
         spec::maps_dir,
     },
     model::{
-        AgentSettings, AnnouncePolicy, ArrivalTimes, Check, CheckKind, Delivery, FrontendObject,
-        FrontendPort, GossipSettings, Health, HoldDowns, Intent, Limits, Members, NewFlows, Node,
-        Pool, PoolMember, Protocol, Target, Verdicts, drains::NONE_DRAINED,
+        AgentSettings, AnnouncePolicy, ArrivalTimes, Check, CheckKind, ConnectSettings, Delivery,
+        FrontendObject, FrontendPort, GossipSettings, Health, HoldDowns, Intent, Limits, Members,
+        NewFlows, Node, Pool, PoolMember, Protocol, Target, Verdicts, drains::NONE_DRAINED,
     },
     plan::{self, Askers, Changed, Desired, History, Inputs, flows::Consensus, history, owners},
 };
@@ -455,6 +455,7 @@ fn agent(pin_dir: PathBuf, limits: Limits) -> AgentSettings {
         hold_downs: HoldDowns::default(),
         arrivals: ArrivalTimes::default(),
         new_flows: NewFlows::default(),
+        connect: ConnectSettings::default(),
         announce_interfaces: Vec::new(),
         gateways: Vec::new(),
     }
