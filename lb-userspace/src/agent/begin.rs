@@ -14,6 +14,7 @@ use nix::fcntl::Flock;
 use super::{keep::Keep, report::unix_ms};
 use crate::{
     cli::args::AgentArgs,
+    model::Intent,
     sources::{
         checkpoint::{self, Digest},
         file::{FileSource, FirstLook},
@@ -27,6 +28,8 @@ pub struct Begun {
     /// No other agent has this one's pins.
     pub lock: Flock<File>,
     pub keep: Keep,
+    /// What was in force when an agent was here last.
+    pub checkpoint: Option<Intent>,
 }
 
 /// Reads the source and what earlier lives left, decides what to start with, and takes the lock.
@@ -44,6 +47,7 @@ pub fn begin(args: &AgentArgs) -> anyhow::Result<Begun> {
     let mut trust = Trust::open(&state_dir);
     let choice = trust.choose(asked, &found.checkpoints, now_ms);
     let newest = found.checkpoints.first().map(|it| it.intent.clone());
+    let checkpoint = newest.clone();
     let chosen = match choice {
         Choice::Checkpoint(index) => Some(found.checkpoints.swap_remove(index)),
         Choice::Live => None,
@@ -69,7 +73,7 @@ pub fn begin(args: &AgentArgs) -> anyhow::Result<Begun> {
         None => FileSource::live(first, Some(trust.clone()), SystemTime::now)?,
     };
     let keep = Keep::new(state_dir, trust, newest, found.problems);
-    Ok(Begun { source, lock, keep })
+    Ok(Begun { source, lock, keep, checkpoint })
 }
 
 fn nothing(first: &FirstLook, state_dir: &Path) -> anyhow::Error {

@@ -11,7 +11,7 @@ use crate::{
     config::{self, ConfigErrors},
     dataplane::attach,
     report::{control::SOCKET, status::FILE},
-    sources::{checkpoint, trust},
+    sources::{checkpoint, kubernetes::api, trust},
 };
 
 /// Where every network device of this namespace is listed.
@@ -43,7 +43,7 @@ pub async fn cleanup(args: AgentArgs) -> anyhow::Result<()> {
     let vips = announce::neighbour::forget().await?;
     removed.extend(vips.iter().map(|vip| format!("proxy entry of {vip}")));
     // Checkpoints hold keys.
-    for name in [SOCKET, FILE, trust::FILE].into_iter().chain(checkpoint::EVERY_FILE) {
+    for name in [SOCKET, FILE, trust::FILE, api::FILE].into_iter().chain(checkpoint::EVERY_FILE) {
         let path = traces.state_dir.join(name);
         match fs::remove_file(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -1,7 +1,7 @@
 //! The agent: one per node. The only place that spawns tasks, owns the order of start and end, and
 //! reads the clock.
 //!
-//! Start: what to serve (the source, or a checkpoint), lock, load, read back, `egress` on devices, maps
+//! Start: what to serve (the sources, or a checkpoint), lock, load, read back, `egress` on devices, maps
 //! filled, `ingress` on uplinks. Where maps of a former agent serve, `ingress` follows `egress` at once,
 //! and what another layout still holds is moved before anything is changed. Then every change of what
 //! is wanted or known wakes one loop, which plans everything anew, applies what
@@ -10,6 +10,7 @@
 
 mod begin;
 mod cleanup;
+mod cluster;
 pub mod control;
 mod heartbeat;
 mod keep;
@@ -98,8 +99,11 @@ pub fn run(args: AgentArgs) -> anyhow::Result<()> {
             true => cleanup::cleanup(args).await,
             false => {
                 // From the first moment on: a start that is interrupted ends in order too.
-                let end = EndSignals::new()?;
-                Agent::start(args).await?.run(end).await
+                let mut end = EndSignals::new()?;
+                match Agent::start(args, &mut end).await? {
+                    Some(agent) => agent.run(end).await,
+                    None => Ok(()),
+                }
             }
         }
     });
@@ -184,9 +188,19 @@ struct Agent {
 }
 
 impl Agent {
-    async fn start(args: AgentArgs) -> anyhow::Result<Self> {
-        let Begun { source, lock, keep } = begin(&args)?;
-        let intent = source.intent().borrow().clone();
+    /// `None`: it was asked to end before it knew what to serve.
+    async fn start(args: AgentArgs, end: &mut EndSignals) -> anyhow::Result<Option<Self>> {
+        let Begun { source, lock, mut keep, checkpoint } = begin(&args)?;
+        let mut tasks = JoinSet::new();
+        let mut wanted = cluster::start(&mut tasks, &source, checkpoint.as_ref());
+        tokio::select! {
+            () = wanted.knows_this_node() => {}
+            () = end.asked() => {
+                keep.end(Instant::now()).await;
+                return Ok(None);
+            }
+        }
+        let intent = wanted.intent.borrow().clone();
         let agent = &intent.agent;
         let (loaded, maps, heartbeat) = load(&intent)?;
         let barrier = Barrier::new().context("make the map that waits for grace periods")?;
@@ -194,10 +208,9 @@ impl Agent {
         let data_plane = DataPlane::new(maps, &agent.node, &agent.seed, wait)?;
         tracing::info!(node = agent.node, pin_dir = %agent.pin_dir.display(), "agent started");
 
-        let mut tasks = JoinSet::new();
         let keeper = Keeper::open(&agent.state_dir, report::unix_ms(SystemTime::now()))
             .with_context(|| format!("read drains in {}", agent.state_dir.display()))?;
-        let (inlets, outlets, orders) = wire(&mut tasks, source, agent, &keeper)?;
+        let (inlets, outlets, orders) = wire(&mut tasks, source, wanted, agent, &keeper)?;
         let about = report::About {
             config: absolute(&args.config),
             started: SystemTime::now(),
@@ -206,7 +219,7 @@ impl Agent {
         let history = History::new(agent.seed, history::Rules::default());
         let memory = Memory::new(history, outlets.applied.clone());
         let state = State::new(data_plane, loaded, outlets, memory, (keeper, keep), about);
-        Ok(Self { state, inlets, orders, tasks, heartbeat, _lock: lock })
+        Ok(Some(Self { state, inlets, orders, tasks, heartbeat, _lock: lock }))
     }
 
     /// Ends the take-over from another layout, if this start is one.
@@ -318,21 +331,24 @@ struct Orders {
 fn wire(
     tasks: &mut JoinSet<anyhow::Result<()>>,
     source: FileSource,
+    wanted: cluster::Wanted,
     agent: &AgentSettings,
     keeper: &Keeper,
 ) -> anyhow::Result<(Inlets, state::Outlets, Orders)> {
-    let nodes = watch::Sender::new(state::addresses(&source.intent().borrow()));
-    let targets = watch::Sender::new(crate::plan::targets(&source.intent().borrow()));
+    let nodes = watch::Sender::new(state::addresses(&wanted.intent.borrow()));
+    let targets = watch::Sender::new(crate::plan::targets(&wanted.intent.borrow()));
     let keys = watch::Sender::new(agent.gossip.keys.clone());
     let drained = keeper.drains().forwarding().map(str::to_owned).collect();
     let own = watch::Sender::new(Arc::new(membership::Own { drained, ..Default::default() }));
     let announced = watch::Sender::new(Arc::new(BTreeMap::<IpAddr, announce::Uplink>::new()));
     let (hops, hops_in) = watch::channel(Arc::default());
     let (interfaces, interfaces_in) = watch::channel(Arc::default());
-    let (members, members_in) = watch::channel(Arc::default());
+    let members = wanted.members;
+    let members_in = members.subscribe();
     let (membership_report, membership_in) = watch::channel(Arc::default());
     let (conflicts, conflicts_in) = watch::channel(Arc::default());
-    let (verdicts, verdicts_in) = watch::channel(Arc::default());
+    let verdicts = wanted.verdicts;
+    let verdicts_in = verdicts.subscribe();
     let (publish, published) = mpsc::unbounded_channel();
     let (words, words_in) = mpsc::unbounded_channel();
     let (drains, drains_in) = mpsc::unbounded_channel();
@@ -348,8 +364,9 @@ fn wire(
         let _ = publish.send((key, Some(value)));
     }
     let inlets = Inlets {
-        intent: source.intent(),
+        intent: wanted.intent,
         source: source.status(),
+        kubernetes: wanted.kubernetes,
         hops: hops_in,
         interfaces: interfaces_in.clone(),
         members: members_in.clone(),

@@ -15,8 +15,9 @@ use crate::{
     model::{CheckKind, Drainable, Health, MemberState, Members, Problem, Target, drains::Order},
     plan::history::Unsettled,
     report::status::{
-        self, AgentStatus, CandidateStatus, DrainStatus, FrontendStatus, HealthWord, MemberStatus,
-        RemainingStatus, TargetCause, TargetStatus, UnsettledStatus, VipStatus, Votes,
+        self, AgentStatus, CandidateStatus, DrainStatus, FrontendStatus, HealthWord,
+        KubernetesStatus, MemberStatus, RemainingStatus, TargetCause, TargetStatus,
+        UnsettledStatus, VipStatus, Votes,
     },
 };
 
@@ -56,6 +57,7 @@ impl State {
             members: self.members(inlets),
             vips: self.vips(),
             drains: self.drains(inlets),
+            kubernetes: inlets.kubernetes.as_ref().map(|it| KubernetesStatus::clone(&it.borrow())),
             unsettled: self.unsettled(),
             gossip: counted(&inlets.membership.borrow()),
             targets: targets(inlets),
@@ -74,6 +76,9 @@ impl State {
         problems.extend(self.election.problems());
         problems.extend(self.keeper.problems());
         problems.extend(self.keep.problems());
+        if let Some(kubernetes) = &inlets.kubernetes {
+            problems.extend(kubernetes.borrow().problems.iter().cloned());
+        }
         problems.extend(inlets.conflicts.borrow().iter().cloned());
         problems.extend(inlets.membership.borrow().problems.iter().cloned());
         problems.sort();

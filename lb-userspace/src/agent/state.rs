@@ -34,7 +34,7 @@ use crate::{
         self, Askers, Desired, Inputs,
         flows::{Applied, Consensus},
     },
-    report::status::Attachment,
+    report::status::{Attachment, KubernetesStatus},
     sources::file::SourceStatus,
 };
 
@@ -59,6 +59,8 @@ pub fn addresses(intent: &Intent) -> Addresses {
 pub struct Inlets {
     pub intent: watch::Receiver<Arc<Intent>>,
     pub source: watch::Receiver<SourceStatus>,
+    /// None: Kubernetes is not asked. For status; wakes nobody.
+    pub kubernetes: Option<watch::Receiver<Arc<KubernetesStatus>>>,
     pub hops: watch::Receiver<Arc<BTreeMap<String, Hop>>>,
     pub interfaces: watch::Receiver<Arc<Interfaces>>,
     pub members: watch::Receiver<Arc<Members>>,

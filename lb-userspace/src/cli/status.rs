@@ -12,8 +12,8 @@ use super::{
 use crate::{
     model::{Life, Problem},
     report::status::{
-        Attachment, DrainStatus, HealthWord, MemberStatus, RemainingStatus, TargetStatus,
-        UnsettledStatus,
+        Attachment, DrainStatus, HealthWord, KubernetesStatus, MemberStatus, RemainingStatus,
+        TargetStatus, UnsettledStatus,
     },
     sources::Stale,
 };
@@ -30,6 +30,8 @@ pub struct Status {
     isolated: bool,
     members: Vec<MemberStatus>,
     drains: Vec<DrainStatus>,
+    /// What Kubernetes says; null: it is not asked.
+    kubernetes: Option<KubernetesStatus>,
     /// What is not settled yet after changes of backends.
     unsettled: UnsettledStatus,
     /// What came in by gossip, by name of the counter.
@@ -111,6 +113,7 @@ impl Status {
             isolated: file.is_some_and(|file| file.isolated),
             members: file.map(|file| file.members.clone()).unwrap_or_default(),
             drains: file.map(|file| file.drains.clone()).unwrap_or_default(),
+            kubernetes: file.and_then(|file| file.kubernetes.clone()),
             unsettled: file.map(|file| file.unsettled.clone()).unwrap_or_default(),
             gossip: file.map(|file| file.gossip.clone()).unwrap_or_default(),
         }
@@ -155,12 +158,36 @@ impl Status {
             let error = error.replace('\n', "\n           ");
             text += &format!("           REFUSED, the one before stays in force: {error}\n");
         }
+        text += &self.kubernetes_text();
         match status_error {
             Some(error) => text += &format!("status     unreadable: {error}\n"),
             None if self.agent.node.is_none() => {
                 text += "status     no status file: names, health and problems are not known\n";
             }
             None => {}
+        }
+        text
+    }
+
+    fn kubernetes_text(&self) -> String {
+        let Some(kubernetes) = &self.kubernetes else { return String::new() };
+        let KubernetesStatus { server, since_ms, stale, objects, held, .. } = kubernetes;
+        let now = self.agent.written_ms.unwrap_or_default();
+        let mut text = match (server, since_ms) {
+            (Some(server), Some(since)) => {
+                let objects = objects.iter().map(|(kind, count)| format!("{count} {kind}"));
+                let objects = or_dash(&objects.collect::<Vec<_>>().join(", "));
+                format!("kubernetes {server} for {}; {objects}\n", span(now.saturating_sub(*since)))
+            }
+            _ => "kubernetes no API server in use\n".into(),
+        };
+        if let Some(why) = stale {
+            text += &format!("           STALE: {why}\n");
+        }
+        if *held > 0 {
+            text += &format!(
+                "           {held} endpoints serve although Kubernetes calls them not ready\n"
+            );
         }
         text
     }

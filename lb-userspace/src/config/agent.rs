@@ -20,7 +20,8 @@ use super::{
     unicast,
 };
 use crate::model::{
-    AgentSettings, ArrivalTimes, ConnectSettings, GossipSettings, HoldDowns, Limits, NewFlows,
+    AgentSettings, ArrivalTimes, ConnectSettings, GossipSettings, HoldDowns, KubernetesSettings,
+    Limits, NewFlows,
     seed::{gossip_key_from, seed_from},
 };
 
@@ -52,6 +53,9 @@ const ARRIVALS: RangeInclusive<Duration> =
 
 const MAX_PATTERNS: usize = 32;
 const MAX_GATEWAYS: usize = 8;
+
+const MAX_SERVERS: usize = 32;
+const DEFAULT_NAMESPACE: &str = "weir-system";
 
 /// More than a node sees.
 const MAX_NEW_FLOWS: i64 = 1_000_000_000;
@@ -93,6 +97,7 @@ pub fn read(spec: &Value<'_>, path: &Path, overrides: &Overrides) -> Option<Agen
         "newFlows",
         "connect",
         "announce",
+        "kubernetes",
     ])?;
     let place_of = |name: &str| fields.get(name).map_or(spec.place.clone(), |value| value.place);
     let (peer_interval, peer_fall, peer_rise) = read_peers(&fields);
@@ -136,6 +141,7 @@ pub fn read(spec: &Value<'_>, path: &Path, overrides: &Overrides) -> Option<Agen
         connect: read_connect(&fields),
         announce_interfaces,
         gateways,
+        kubernetes: fields.get("kubernetes").and_then(|value| read_kubernetes(&value)),
     };
     Some(AgentDraft {
         settings,
@@ -355,6 +361,39 @@ fn read_set<'n, T: Clone + Ord + std::fmt::Display>(
         elements.push(element);
     }
     elements
+}
+
+fn read_kubernetes(value: &Value<'_>) -> Option<KubernetesSettings> {
+    let allowed = ["servers", "kubeconfig", "defaultClass", "namespace", "ignoreExcludeLabel"];
+    let fields = value.fields(&allowed)?;
+    let servers =
+        fields.get("servers").map(|value| read_set(&value, MAX_SERVERS, "URLs", read_url));
+    Some(KubernetesSettings {
+        servers: servers.unwrap_or_default(),
+        kubeconfig: fields.get("kubeconfig").and_then(|value| value.absolute_path()),
+        default_class: fields.read_or("defaultClass", false, Value::boolean),
+        namespace: fields.read_or("namespace", DEFAULT_NAMESPACE.into(), Value::name),
+        ignore_exclude_label: fields.read_or("ignoreExcludeLabel", false, Value::boolean),
+    })
+}
+
+/// An API server's.
+fn read_url(value: &Value<'_>) -> Option<String> {
+    let text = value.string()?;
+    let url = text.parse::<hyper::Uri>().ok();
+    let plain = |url: &hyper::Uri| {
+        matches!(url.scheme_str(), Some("http" | "https"))
+            && url.host().is_some_and(|host| !host.is_empty())
+            && url.query().is_none()
+    };
+    if !url.is_some_and(|url| plain(&url)) {
+        value.error(format!(
+            "`{text}` is not an API server's URL; allowed: such as https://192.0.2.1:6443 or \
+             \"https://[2001:db8::1]:6443\""
+        ));
+        return None;
+    }
+    Some(text.trim_end_matches('/').to_owned())
 }
 
 fn read_limits(spec: &Fields<'_>) -> Limits {

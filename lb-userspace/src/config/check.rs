@@ -20,7 +20,7 @@ use super::{
     node::{self, NodeDraft},
     read::{Place, Report, Value},
 };
-use crate::model::{Intent, Pool, Protocol};
+use crate::model::{Intent, Node, Pool, Protocol};
 
 #[derive(Clone, Copy, Eq, PartialEq)]
 enum Kind {
@@ -55,31 +55,68 @@ pub fn intent(
     let agent = single_agent(&drafts, documents, report)?;
     let owners = address_owners(&drafts, report);
     let whole = report.count() == 0;
+    // Kubernetes may yet say what is missing here.
+    let closed = whole && agent.settings.kubernetes.is_none();
     let own = &agent.settings.node;
-    if whole && !drafts.nodes.contains_key(own) {
+    if closed && !drafts.nodes.contains_key(own) {
         report.error(&agent.node, format!("no object `Node/{own}` describes this node"));
     }
     let mut frontends = BTreeMap::new();
+    let nodes = drafts.nodes.iter().map(|(name, draft)| (name.clone(), draft.node.clone()));
+    let nodes = nodes.collect();
     for (name, draft) in &drafts.frontends {
         let mut object = draft.object.clone();
         place_members(&mut object.pool, draft, &owners, report);
-        if whole {
-            check_homes(&object.pool, draft, &drafts, report);
+        if closed {
+            check_homes(&object.pool, draft, &nodes, report);
         }
         frontends.insert(name.clone(), object);
     }
-    let nodes = drafts.nodes.iter().map(|(name, draft)| (name.clone(), draft.node.clone()));
-    let intent = Intent { agent: agent.settings.clone(), nodes: nodes.collect(), frontends };
+    let intent = Intent { agent: agent.settings.clone(), nodes, frontends };
 
     check_addresses(&intent, &drafts, &owners, report);
     check_ports(&drafts, report);
     check_backends(&intent, &drafts, report);
-    if whole {
+    if closed {
         check_families(&intent, &drafts, report);
         check_announcers(&intent, &drafts, report);
+    }
+    if whole {
         check_limits(&intent, agent, report);
     }
     Some(intent)
+}
+
+/// Reads one more object of kind Frontend into a list without any, and checks it beside the nodes as those of
+/// a file are checked. That no node matches is told, and stops nothing: nodes come and go.
+///
+/// `document` holds `spec` alone. False if it cannot be in force.
+pub fn frontend(
+    name: &str,
+    document: &MarkedYamlOwned,
+    intent: &mut Intent,
+    owners: &BTreeMap<IpAddr, &str>,
+    report: &Report,
+) -> bool {
+    let value = Value::new(document, format!("Frontend/{name}"), report);
+    let spec = value.fields(&["spec"]).and_then(|fields| fields.required("spec"));
+    let Some(draft) = spec.and_then(|spec| frontend::read(name.to_owned(), &spec)) else {
+        return false;
+    };
+    let mut object = draft.object.clone();
+    place_members(&mut object.pool, &draft, owners, report);
+    check_homes(&object.pool, &draft, &intent.nodes, report);
+    intent.frontends.insert(name.to_owned(), object);
+    let drafts = Drafts { frontends: [(name.to_owned(), draft)].into(), ..Drafts::default() };
+    check_addresses(intent, &drafts, owners, report);
+    check_ports(&drafts, report);
+    check_backends(intent, &drafts, report);
+    let good = report.count() == 0;
+    if good {
+        check_families(intent, &drafts, report);
+        check_announcers(intent, &drafts, report);
+    }
+    good
 }
 
 fn read_object(
@@ -209,15 +246,20 @@ fn place_members(
 }
 
 /// Every member lives on a node that is described.
-fn check_homes(pool: &Pool, draft: &FrontendDraft, drafts: &Drafts, report: &Report) {
+fn check_homes(
+    pool: &Pool,
+    draft: &FrontendDraft,
+    nodes: &BTreeMap<String, Node>,
+    report: &Report,
+) {
     let Pool::Members(members) = pool else { return };
     for (member, place) in members.iter().zip(&draft.members) {
         let (node, address) = (&member.node, member.address);
         if node.is_empty() {
             let message = format!("`node` is missing: no node has {address} as its own address");
             report.error(place, message);
-        } else if !drafts.nodes.contains_key(node) {
-            let known = list(drafts.nodes.keys());
+        } else if !nodes.contains_key(node) {
+            let known = list(nodes.keys());
             report.error(place, format!("no object `Node/{node}`; allowed: {known}"));
         }
     }

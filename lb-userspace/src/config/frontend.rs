@@ -8,8 +8,8 @@ use super::{
     read_unicast,
 };
 use crate::model::{
-    AnnouncePolicy, Check, CheckKind, Delivery, FrontendObject, FrontendPort, HttpCheck, Pool,
-    PoolMember, Protocol, Selector,
+    AnnouncePolicy, Check, CheckKind, Cidr, Delivery, FrontendObject, FrontendPort, HttpCheck,
+    Pool, PoolMember, Protocol, Selector,
 };
 
 const DEFAULT_WEIGHT: u16 = 1;
@@ -42,6 +42,19 @@ pub struct FrontendDraft {
     pub announce: Place,
 }
 
+/// A check that says no more than that it is to be one.
+pub fn default_check() -> Check {
+    Check {
+        kind: CheckKind::Tcp,
+        port: None,
+        interval: DEFAULT_INTERVAL,
+        timeout: DEFAULT_TIMEOUT,
+        rise: DEFAULT_RISE,
+        fall: DEFAULT_FALL,
+        jitter_percent: DEFAULT_JITTER_PERCENT,
+    }
+}
+
 /// Reads `spec`.
 pub fn read(name: String, spec: &Value<'_>) -> Option<FrontendDraft> {
     let fields = spec.fields(&[
@@ -55,6 +68,7 @@ pub fn read(name: String, spec: &Value<'_>) -> Option<FrontendDraft> {
         "echo",
         "externalTrafficPolicy",
         "announce",
+        "sourceRanges",
     ])?;
     let (addresses, address_places) = read_addresses(&fields).into_iter().unzip();
     let (ports, port_places) = read_ports(&fields).into_iter().unzip();
@@ -75,6 +89,7 @@ pub fn read(name: String, spec: &Value<'_>) -> Option<FrontendDraft> {
         echo: fields.read_or("echo", true, Value::boolean),
         local_only: fields.read_or("externalTrafficPolicy", false, |value| value.word(&policies)),
         announce: fields.read_or("announce", AnnouncePolicy::default(), read_announce),
+        source_ranges: fields.read_or("sourceRanges", Vec::new(), read_ranges),
     };
     let place_of = |name: &str| fields.get(name).map_or(spec.place.clone(), |value| value.place);
     Some(FrontendDraft {
@@ -159,7 +174,7 @@ fn read_selector(value: &Value<'_>) -> Selector {
         .fields(&["matchLabels"])
         .and_then(|selector| selector.get("matchLabels"))
         .and_then(|labels| labels.string_map());
-    Selector { match_labels: match_labels.unwrap_or_default() }
+    Selector { match_labels: match_labels.unwrap_or_default(), ..Selector::default() }
 }
 
 fn read_announce(value: &Value<'_>) -> Option<AnnouncePolicy> {
@@ -170,6 +185,19 @@ fn read_announce(value: &Value<'_>) -> Option<AnnouncePolicy> {
         nodes: nodes.unwrap_or_default(),
         interfaces: interfaces.unwrap_or_default(),
     })
+}
+
+fn read_ranges(value: &Value<'_>) -> Option<Vec<Cidr>> {
+    let mut ranges = BTreeSet::new();
+    for value in value.filled_list()? {
+        let Some(text) = value.string() else { continue };
+        match text.parse::<Cidr>() {
+            Ok(range) if !ranges.insert(range) => value.error(format!("`{range}` appears twice")),
+            Ok(_) => {}
+            Err(message) => value.error(message),
+        }
+    }
+    Some(ranges.into_iter().collect())
 }
 
 fn read_member(value: &Value<'_>) -> Option<(PoolMember, Place)> {

@@ -22,9 +22,10 @@ use std::{
 
 use saphyr::{LoadableYamlNode, MarkedYamlOwned, ScanError};
 
-use crate::model::Intent;
+use crate::model::{AgentSettings, FrontendObject, Intent, Node, Problem};
 use read::{Place, Report, Value};
 
+pub use frontend::default_check;
 pub use read::parse_duration;
 
 /// The only version of the objects.
@@ -179,6 +180,45 @@ pub fn parse_with(
     (conclude(path, errors, intent.flatten()), beside)
 }
 
+/// Objects of kind Frontend that came from elsewhere than a file, by name, with their `spec`: read and checked
+/// by what reads and checks a file. A bad one costs only itself.
+///
+/// Returns those that can be in force, and what is wrong with any of them.
+pub fn frontends<'a>(
+    objects: impl Iterator<Item = (&'a String, &'a serde_json::Value)>,
+    agent: &AgentSettings,
+    nodes: &BTreeMap<String, Node>,
+) -> (BTreeMap<String, FrontendObject>, Vec<Problem>) {
+    let mut intent =
+        Intent { agent: agent.clone(), nodes: nodes.clone(), frontends: BTreeMap::new() };
+    let owners = nodes
+        .values()
+        .flat_map(|node| node.addresses.iter().map(|address| (*address, node.name.as_str())));
+    let owners: BTreeMap<IpAddr, &str> = owners.collect();
+    let (mut good, mut problems) = (BTreeMap::new(), Vec::new());
+    for (name, spec) in objects {
+        let report = Report::default();
+        // JSON is YAML, too.
+        let text = serde_json::json!({ "spec": spec }).to_string();
+        let document = read_documents(&text, &report).and_then(|it| it.into_iter().next());
+        let is_good =
+            document.is_some_and(|it| check::frontend(name, &it, &mut intent, &owners, &report));
+        if let Some(object) = intent.frontends.remove(name).filter(|_| is_good) {
+            good.insert(name.clone(), object);
+        }
+        let object = format!("Frontend/{name}");
+        problems.extend(report.into_parts().0.into_iter().map(|error| {
+            let field = error.field.strip_prefix(&object).unwrap_or(&error.field).trim_start();
+            let message = match field {
+                "" => error.message,
+                field => format!("{field}: {}", error.message),
+            };
+            Problem { object: object.clone(), message }
+        }));
+    }
+    (good, problems)
+}
+
 fn conclude(
     path: &Path,
     errors: Vec<ConfigError>,
@@ -234,7 +274,7 @@ const LINK_LOCAL: &str = "a link-local address";
 
 /// Whether an address can be a server's, a node's or a client-facing one at all: unicast, not this
 /// host's own, and not bound to one link. The error says what it is.
-fn unicast(address: IpAddr) -> Result<(), &'static str> {
+pub fn unicast(address: IpAddr) -> Result<(), &'static str> {
     let (loopback, link_local) = match address {
         IpAddr::V4(v4) if v4.is_broadcast() => return Err("the broadcast address"),
         IpAddr::V4(v4) => (v4.is_loopback(), v4.is_link_local()),

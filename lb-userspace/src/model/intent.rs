@@ -1,10 +1,11 @@
 //! The wanted state: what the sources (a file, later Kubernetes, the checkpoint) say.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    str::FromStr,
     time::Duration,
 };
 
@@ -115,6 +116,25 @@ pub struct AgentSettings {
     pub announce_interfaces: Vec<String>,
     /// Whom a node asks that hears nobody any more; empty: the default gateways of its routes.
     pub gateways: Vec<IpAddr>,
+    /// None: nothing is asked of Kubernetes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<KubernetesSettings>,
+}
+
+/// Where Kubernetes is asked, and what of it is ours.
+#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct KubernetesSettings {
+    /// URLs of API servers; empty: the one of `kubeconfig`, or of the pod's environment.
+    pub servers: Vec<String>,
+    /// None: the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// Services without a class are ours too.
+    pub default_class: bool,
+    /// The one that weir runs in.
+    pub namespace: String,
+    /// Nodes that are excluded from external load balancers announce Services all the same.
+    pub ignore_exclude_label: bool,
 }
 
 /// How many connections one source prefix may open.
@@ -296,6 +316,107 @@ pub struct FrontendObject {
     /// Every node serves with its own backends only, and announces only while it has one.
     pub local_only: bool,
     pub announce: AnnouncePolicy,
+    /// Clients that may connect; empty: all. As soon as there is one, a family without any is closed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub source_ranges: Vec<Cidr>,
+}
+
+/// Begins the name of what a Service's port became: `service/NAMESPACE/NAME/PORT`.
+pub const OF_SERVICE: &str = "service/";
+
+/// Begins the name of what an object in Kubernetes became: `frontend/NAME`. Names of the file have no `/`.
+pub const OF_FRONTEND: &str = "frontend/";
+
+impl FrontendObject {
+    /// Whether Kubernetes asked for it, and not the file.
+    pub fn of_kubernetes(&self) -> bool {
+        self.name.contains('/')
+    }
+
+    /// Kind and name of the object that asked for it, as people know it.
+    pub fn origin(&self) -> String {
+        match (self.name.strip_prefix(OF_SERVICE), self.name.strip_prefix(OF_FRONTEND)) {
+            (Some(rest), _) => {
+                let service = rest.rsplit_once('/').map_or(rest, |(service, _)| service);
+                format!("Service/{service}")
+            }
+            (_, Some(name)) => format!("Frontend/{name}"),
+            (None, None) => format!("Frontend/{}", self.name),
+        }
+    }
+}
+
+/// A network: an address whose bits behind the prefix are zero, and the prefix's length.
+#[derive(
+    Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, serde::Deserialize, serde::Serialize,
+)]
+#[serde(into = "String", try_from = "String")]
+pub struct Cidr {
+    address: IpAddr,
+    length: u8,
+}
+
+impl Cidr {
+    /// `None`: the prefix is longer than the address. Bits behind it are dropped.
+    pub fn new(address: IpAddr, length: u8) -> Option<Self> {
+        let address = match address {
+            IpAddr::V4(v4) => {
+                let rest = u32::from(length).le(&32).then(|| 32 - u32::from(length))?;
+                let mask = u32::MAX.checked_shl(rest).unwrap_or(0);
+                IpAddr::V4((u32::from(v4) & mask).into())
+            }
+            IpAddr::V6(v6) => {
+                let rest = u32::from(length).le(&128).then(|| 128 - u32::from(length))?;
+                let mask = u128::MAX.checked_shl(rest).unwrap_or(0);
+                IpAddr::V6((u128::from(v6) & mask).into())
+            }
+        };
+        Some(Self { address, length })
+    }
+
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// In bits.
+    pub fn length(&self) -> u8 {
+        self.length
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.length)
+    }
+}
+
+impl FromStr for Cidr {
+    type Err = String;
+
+    /// `ADDRESS/LENGTH`; blanks around it do not count, as Kubernetes lets them through.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parse = || {
+            let (address, length) = text.trim().split_once('/')?;
+            Self::new(address.parse().ok()?, length.parse().ok()?)
+        };
+        parse().ok_or_else(|| {
+            format!("`{text}` is not a network; allowed: such as 192.0.2.0/24 or 2001:db8::/32")
+        })
+    }
+}
+
+impl From<Cidr> for String {
+    fn from(cidr: Cidr) -> Self {
+        cidr.to_string()
+    }
+}
+
+impl TryFrom<String> for Cidr {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
 }
 
 /// Who may announce a frontend's addresses. Of several objects with one address the first by name says.
@@ -382,16 +503,21 @@ pub struct PoolMember {
     pub terminating: bool,
 }
 
-/// Labels that must all be present with these values.
+/// Which nodes, by their labels.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Selector {
+    /// All must be present with these values.
     pub match_labels: BTreeMap<String, String>,
+    /// None may be present, whatever its value.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub without: BTreeSet<String>,
 }
 
 impl Selector {
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
         self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
+            && !self.without.iter().any(|key| labels.contains_key(key))
     }
 }
 

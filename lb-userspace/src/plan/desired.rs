@@ -284,8 +284,12 @@ pub(super) fn target(
 fn add_object(plan: &mut Desired, inputs: &Inputs<'_>, object: &FrontendObject) {
     let slots = inputs.intent.slots(object);
     let mut problem = |message: String| {
-        plan.problems.push(Problem { object: format!("Frontend/{}", object.name), message });
+        plan.problems.push(Problem { object: object.origin(), message });
     };
+    // Served without them it would be open to all.
+    if !object.source_ranges.is_empty() {
+        return problem("source ranges cannot be kept yet: it is not served at all".into());
+    }
     if !(1..=MAX_SLOTS).contains(&slots) {
         return problem(format!("{slots} slots; allowed: 1 to {MAX_SLOTS} (spec.slots)"));
     }
@@ -294,7 +298,8 @@ fn add_object(plan: &mut Desired, inputs: &Inputs<'_>, object: &FrontendObject) 
         let key = FrontendKey { address, port: port.port, protocol: port.protocol };
         let shown = format!("{address} port {}/{}", port.port, port.protocol);
         if let Some(other) = plan.frontends.get(&key) {
-            problem(format!("Frontend/{} has {shown} already", other.object));
+            let other = inputs.intent.frontends.get(&other.object).map(FrontendObject::origin);
+            problem(format!("{} has {shown} already", other.unwrap_or_default()));
             continue;
         }
         if let Some(owner) = host_of(inputs.intent, address) {

@@ -69,6 +69,9 @@ pub struct AgentStatus {
     /// What administrators took out of service.
     #[serde(default)]
     pub drains: Vec<DrainStatus>,
+    /// What Kubernetes says; null: it is not asked.
+    #[serde(default)]
+    pub kubernetes: Option<KubernetesStatus>,
     /// What is not settled yet after changes of backends.
     #[serde(default)]
     pub unsettled: UnsettledStatus,
@@ -76,6 +79,24 @@ pub struct AgentStatus {
     /// were not, such as `wrong_key` or `replayed`.
     #[serde(default)]
     pub gossip: BTreeMap<String, u64>,
+}
+
+/// Kubernetes as a source.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default)]
+pub struct KubernetesStatus {
+    /// URL of the API server in use, and since when, Unix time in ms.
+    pub server: Option<String>,
+    pub since_ms: Option<u64>,
+    /// Unix time in ms at which everything was listed first in the agent's life.
+    pub complete_ms: Option<u64>,
+    /// Why what is in force may be old.
+    pub stale: Option<String>,
+    /// How many objects are known, by kind.
+    pub objects: BTreeMap<String, usize>,
+    /// Endpoints that serve although the API calls them not ready.
+    pub held: usize,
+    pub problems: Vec<Problem>,
 }
 
 /// A program on a device.

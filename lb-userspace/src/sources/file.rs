@@ -405,6 +405,7 @@ fn changed_settings(old: &AgentSettings, new: &AgentSettings) -> Vec<&'static st
         connect,
         announce_interfaces: _,
         gateways,
+        kubernetes,
     } = new;
     let peers = (peer_interval, peer_fall, peer_rise);
     [
@@ -425,6 +426,7 @@ fn changed_settings(old: &AgentSettings, new: &AgentSettings) -> Vec<&'static st
         ("holdDowns", *hold_downs != old.hold_downs),
         ("arrivals", *arrivals != old.arrivals),
         ("announce.gateways", *gateways != old.gateways),
+        ("kubernetes", *kubernetes != old.kubernetes),
     ]
     .into_iter()
     .filter_map(|(name, changed)| changed.then_some(name))

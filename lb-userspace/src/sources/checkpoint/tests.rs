@@ -170,7 +170,7 @@ proptest! {
         let apps = intent.frontends.get_mut("apps").unwrap();
         (apps.check, apps.addresses) = (check, addresses.clone());
         match &mut apps.pool {
-            pool if by_label => *pool = Pool::Nodes { selector: Selector { match_labels: labels }, weight },
+            pool if by_label => *pool = Pool::Nodes { selector: Selector { match_labels: labels, ..Selector::default() }, weight },
             Pool::Members(members) => for member in members {
                 member.address = addresses[0];
                 (member.port, member.weight, member.terminating) = (port, weight, terminating);

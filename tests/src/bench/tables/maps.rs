@@ -458,6 +458,7 @@ fn agent(pin_dir: PathBuf, limits: Limits) -> AgentSettings {
         connect: ConnectSettings::default(),
         announce_interfaces: Vec::new(),
         gateways: Vec::new(),
+        kubernetes: None,
     }
 }
 
@@ -491,5 +492,6 @@ fn frontend(name: String, n: u32, backends: usize) -> FrontendObject {
         echo: true,
         local_only: false,
         announce: AnnouncePolicy::default(),
+        source_ranges: Vec::new(),
     }
 }

@@ -1,0 +1,287 @@
+//! Runs Kubernetes as a source: what it and the file say becomes one Intent, again with every change.
+//!
+//! Until Kubernetes has said everything once, what the checkpoint holds of it stays in force beside the file.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinSet,
+    time::sleep,
+};
+
+use super::{
+    api::{self, Connection, Servers},
+    members::Memory,
+    merge::{self, Inputs, Merged},
+    snapshot::Snapshot,
+    watch::{self as follow, Expected, Troubles},
+};
+use crate::{
+    model::{Intent, KubernetesSettings, Members, Problem, Verdicts, intent},
+    report::status::KubernetesStatus,
+    sources::file::SourceStatus,
+};
+
+/// Changes within this are one.
+const COALESCE: Duration = Duration::from_millis(5);
+
+/// What the source needs to know.
+pub struct Inlets {
+    /// What the file says.
+    pub file: watch::Receiver<Arc<Intent>>,
+    pub file_status: watch::Receiver<SourceStatus>,
+    pub members: watch::Receiver<Arc<Members>>,
+    pub verdicts: watch::Receiver<Arc<Verdicts>>,
+}
+
+/// What it tells.
+pub struct Outlets {
+    /// Of file and Kubernetes together.
+    pub intent: watch::Receiver<Arc<Intent>>,
+    pub status: watch::Receiver<Arc<KubernetesStatus>>,
+    /// For whoever talks to the API server: the way to it, and what it said last.
+    pub connection: watch::Receiver<Option<Arc<Connection>>>,
+    pub snapshot: watch::Receiver<Option<Snapshot>>,
+}
+
+/// Where it runs.
+#[derive(Clone, Debug)]
+pub struct About {
+    pub settings: KubernetesSettings,
+    /// Name of this node.
+    pub node: String,
+    pub state_dir: PathBuf,
+    /// Says the Unix time in ms.
+    pub clock: fn() -> u64,
+}
+
+/// Starts everything. `checkpoint`: what was in force when an agent was here last.
+pub fn start(
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    about: About,
+    checkpoint: Option<&Intent>,
+    inlets: Inlets,
+) -> Outlets {
+    let file = inlets.file.borrow().clone();
+    let first = checkpoint.map_or_else(|| Intent::clone(&file), |it| merge::resume(&file, it));
+    let memory = Memory::of(&first);
+    let expected = expected(&first, &file);
+    let (connection, connection_in) = watch::channel(None);
+    let (servers, servers_in) = watch::channel(Servers::default());
+    let (snapshot, snapshot_in) = watch::channel(None);
+    let (troubles, troubles_in) = watch::channel(Troubles::default());
+    let (intent, intent_in) = watch::channel(Arc::new(first));
+    let (status, status_in) = watch::channel(Arc::default());
+    let doubts = Arc::new(Notify::new());
+
+    let About { settings, node, state_dir, clock } = about;
+    let channels = api::Channels { connection, servers, doubts: doubts.clone() };
+    let keeper = api::run(settings.clone(), node, state_dir, clock, channels);
+    tasks.spawn(async move {
+        keeper.await;
+        Ok(())
+    });
+    let follow = follow::run(connection_in.clone(), doubts, expected, snapshot, troubles);
+    tasks.spawn(async move {
+        follow.await;
+        Ok(())
+    });
+    let outlets = Outlets {
+        intent: intent_in,
+        status: status_in,
+        connection: connection_in.clone(),
+        snapshot: snapshot_in.clone(),
+    };
+    let source = Source {
+        settings,
+        inlets,
+        connection: connection_in,
+        servers: servers_in,
+        snapshot: snapshot_in,
+        troubles: troubles_in,
+        intent,
+        status,
+        memory,
+        problems: Vec::new(),
+        held: 0,
+        half_dead: false,
+        clock,
+        complete_ms: None,
+    };
+    tasks.spawn(async move {
+        source.run().await;
+        Ok(())
+    });
+    outlets
+}
+
+/// What a checkpoint says of how much there is.
+fn expected(first: &Intent, file: &Intent) -> Expected {
+    let of = |prefix: &str| {
+        let objects = first.frontends.values().filter(|it| it.name.starts_with(prefix));
+        let origins: std::collections::BTreeSet<String> = objects.map(|it| it.origin()).collect();
+        origins.len()
+    };
+    Expected {
+        services: of(intent::OF_SERVICE),
+        nodes: first.nodes.len().saturating_sub(file.nodes.len()),
+        frontends: of(intent::OF_FRONTEND),
+    }
+}
+
+struct Source {
+    settings: KubernetesSettings,
+    inlets: Inlets,
+    connection: watch::Receiver<Option<Arc<Connection>>>,
+    servers: watch::Receiver<Servers>,
+    snapshot: watch::Receiver<Option<Snapshot>>,
+    troubles: watch::Receiver<Troubles>,
+    intent: watch::Sender<Arc<Intent>>,
+    status: watch::Sender<Arc<KubernetesStatus>>,
+    memory: Memory,
+    /// Of the last merge.
+    problems: Vec<Problem>,
+    held: usize,
+    half_dead: bool,
+    clock: fn() -> u64,
+    /// Unix time in ms of the first complete snapshot.
+    complete_ms: Option<u64>,
+}
+
+/// What woke the source.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum News {
+    Content,
+    Account,
+}
+
+impl Source {
+    async fn run(mut self) {
+        loop {
+            let news = self.changed().await;
+            if news == News::Content {
+                sleep(COALESCE).await;
+                tokio::task::block_in_place(|| self.merge());
+            }
+            self.account();
+        }
+    }
+
+    async fn changed(&mut self) -> News {
+        let (held, half_dead) = (self.held > 0, self.half_dead);
+        let (alive, news) = tokio::select! {
+            result = self.inlets.file.changed() => (result.is_ok(), News::Content),
+            result = self.inlets.file_status.changed() => (result.is_ok(), News::Content),
+            result = self.snapshot.changed() => (result.is_ok(), News::Content),
+            result = self.inlets.members.changed(), if half_dead => (result.is_ok(), News::Content),
+            result = self.inlets.verdicts.changed(), if held => (result.is_ok(), News::Content),
+            result = self.connection.changed() => (result.is_ok(), News::Account),
+            result = self.servers.changed() => (result.is_ok(), News::Account),
+            result = self.troubles.changed() => (result.is_ok(), News::Account),
+        };
+        if !alive {
+            // A sender that is gone shows as its task's end.
+            std::future::pending::<()>().await;
+        }
+        news
+    }
+
+    fn merge(&mut self) {
+        let file = self.inlets.file.borrow_and_update().clone();
+        let stale = self.inlets.file_status.borrow_and_update().stale.is_some();
+        let snapshot = self.snapshot.borrow_and_update().clone();
+        let members = self.inlets.members.borrow_and_update().clone();
+        let verdicts = self.inlets.verdicts.borrow_and_update().clone();
+        let former = self.intent.borrow().clone();
+        let merged = match &snapshot {
+            None => {
+                let intent = merge::resume(&file, &former);
+                Merged { intent, problems: Vec::new(), held: 0, half_dead: false }
+            }
+            Some(snapshot) => {
+                self.complete_ms.get_or_insert_with(self.clock);
+                let inputs = Inputs {
+                    file: &file,
+                    stale,
+                    former: &former,
+                    settings: &self.settings,
+                    snapshot,
+                    members: &members,
+                    verdicts: &verdicts,
+                    now: Instant::now(),
+                };
+                merge::merge(&inputs, &mut self.memory)
+            }
+        };
+        for problem in merged.problems.iter().filter(|it| !self.problems.contains(it)) {
+            tracing::warn!(object = problem.object, "{}", problem.message);
+        }
+        (self.problems, self.held, self.half_dead) =
+            (merged.problems, merged.held, merged.half_dead);
+        if *former != merged.intent {
+            self.intent.send_replace(Arc::new(merged.intent));
+        }
+    }
+
+    /// Says how things are.
+    fn account(&mut self) {
+        let connection = self.connection.borrow_and_update().clone();
+        let servers = self.servers.borrow_and_update().clone();
+        let troubles = self.troubles.borrow_and_update().clone();
+        let snapshot = self.snapshot.borrow();
+        let stale = match (&connection, snapshot.is_some()) {
+            (None, true) => {
+                Some("no API server can be used; what Kubernetes said last stays in force")
+            }
+            (None, false) => Some(
+                "no API server can be used, and Kubernetes has said nothing yet; what a checkpoint holds of it is \
+                 in force",
+            ),
+            (Some(_), false) => {
+                Some("the first lists are not complete yet; until then a checkpoint is in force")
+            }
+            (Some(_), true) => None,
+        };
+        let objects = snapshot.as_ref().map(counts).unwrap_or_default();
+        let of_servers = servers
+            .problems
+            .into_iter()
+            .map(|(server, message)| Problem { object: server, message });
+        let of_kinds =
+            troubles.into_iter().map(|(kind, message)| Problem { object: kind.into(), message });
+        let problems = self.problems.iter().cloned().chain(of_servers).chain(of_kinds).collect();
+        let status = KubernetesStatus {
+            server: connection.as_ref().map(|it| it.server.clone()),
+            since_ms: connection.as_ref().map(|it| it.since_ms),
+            complete_ms: self.complete_ms,
+            stale: stale.map(str::to_owned),
+            objects,
+            held: self.held,
+            problems,
+        };
+        self.status.send_if_modified(|former| {
+            let changed = **former != status;
+            if changed {
+                *former = Arc::new(status);
+            }
+            changed
+        });
+    }
+}
+
+fn counts(snapshot: &Snapshot) -> BTreeMap<String, usize> {
+    let counts = [
+        ("services", snapshot.services.len()),
+        ("slices", snapshot.slices.len()),
+        ("nodes", snapshot.nodes.len()),
+        ("namespaces", snapshot.namespaces.len()),
+        ("frontends", snapshot.frontends.len()),
+    ];
+    counts.map(|(kind, count)| (kind.to_owned(), count)).into()
+}
