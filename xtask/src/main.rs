@@ -5,6 +5,7 @@
 mod bpf;
 mod cargo_output;
 mod check;
+mod crds;
 mod doctor;
 mod process;
 mod revision;
@@ -63,7 +64,9 @@ enum Task {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
-    /// Check who may know whom in the sources
+    /// Write the definitions of weir's objects in Kubernetes, deploy/crds, from the Rust types
+    Crds,
+    /// Check who may know whom in the sources, and that deploy/crds is as the Rust types say
     Check,
     /// Say what this machine has and what is missing
     Doctor {
@@ -116,7 +119,11 @@ fn main() -> Result<()> {
             weir::build(&workspace, profile)
         }
         Task::BuildBpf { setup, out } => build_bpf(&workspace, &setup, out),
-        Task::Check => check::run(&workspace),
+        Task::Crds => crds::write(&workspace),
+        Task::Check => {
+            check::run(&workspace)?;
+            crds::check(&workspace)
+        }
         Task::Doctor { output } => doctor::run(&workspace, matches!(output, Output::Json)),
     }
 }

@@ -119,12 +119,24 @@ pub enum Command {
         after_help = "Examples:\n  weir check --config /etc/weir/weir.yaml\n  weir check --uplink eth0 --uplink eth1"
     )]
     Check(CheckArgs),
+    /// Print objects to install in Kubernetes
+    #[command(after_help = "Example:\n  weir manifest crds | kubectl apply --server-side -f -")]
+    Manifest {
+        #[command(subcommand)]
+        what: ManifestCommand,
+    },
     /// Print a shell completion script
     #[command(after_help = "Example:\n  weir completion bash > /etc/bash_completion.d/weir")]
     Completion {
         /// The shell to complete for
         shell: Shell,
     },
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum ManifestCommand {
+    /// The definitions of our own kinds of objects
+    Crds,
 }
 
 #[derive(Args, Debug)]

@@ -31,7 +31,7 @@ use std::{
 use clap::{CommandFactory, Parser};
 
 use self::{
-    args::{AgentArgs, Cli, Command, Dirs, Output},
+    args::{AgentArgs, Cli, Command, Dirs, ManifestCommand, Output},
     arrivals::{Arrivals, ArrivalsArgs, Filter},
     backends::Backends,
     counters::{Counters, CountersArgs},
@@ -44,7 +44,7 @@ use self::{
     vips::{Vips, VipsArgs},
     why::Why,
 };
-use crate::{agent, dataplane::maps::Maps, report::status::AgentStatus};
+use crate::{agent, dataplane::maps::Maps, report::status::AgentStatus, sources::kubernetes::crd};
 
 /// Runs the process's own command line. 0: done, 1: failed, 2: misused.
 pub fn main() -> ExitCode {
@@ -66,6 +66,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             emit(&mut io::stdout().lock(), &text)?;
             return Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
+        Command::Manifest { what: ManifestCommand::Crds } => crd::manifests()?,
         Command::Completion { shell } => completion(shell),
         Command::Vips(args) => vips(&dirs, args)?,
         Command::Members(output) => {

@@ -213,3 +213,7 @@ fn keep_slots(former: &Intent, intent: &mut Intent, problems: &mut Vec<Problem>)
         }
     }
 }
+
+#[cfg(test)]
+#[path = "merge_tests.rs"]
+mod tests;

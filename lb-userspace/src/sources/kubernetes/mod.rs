@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod controller;
+pub mod crd;
 pub mod crd_pool;
 pub mod lease;
 pub mod members;
@@ -15,6 +16,9 @@ pub mod snapshot;
 pub mod source;
 pub mod translate;
 pub mod watch;
+
+#[cfg(test)]
+mod live_tests;
 
 #[cfg(test)]
 mod tests {

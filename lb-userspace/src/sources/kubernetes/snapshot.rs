@@ -8,11 +8,8 @@ use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use kube::ResourceExt;
 
-/// The class of Services that are ours.
-pub const CLASS: &str = "weir.dev/weir";
-
-/// Holds back the end of a Service until whoever serves it has let go.
-pub const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
+pub use super::controller::{CLASS, FINALIZER};
+use super::{controller::ServiceObject, crd_pool::AddressPool};
 
 /// By its presence, whatever its value: the node stands behind no external load balancer.
 pub const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
@@ -59,6 +56,7 @@ pub struct Snapshot {
     pub nodes: Objects<Node>,
     pub namespaces: Objects<Namespace>,
     pub frontends: Objects<Frontend>,
+    pub pools: Objects<AddressPool>,
 }
 
 /// How a kind of objects is kept.
@@ -92,23 +90,11 @@ impl Transport {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Service {
     pub name: Name,
-    pub uid: String,
-    pub resource_version: String,
-    /// Unix time in s.
-    pub created: i64,
-    pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
-    pub finalizers: Vec<String>,
     /// It is being deleted.
     pub ending: bool,
     pub load_balancer: bool,
     pub class: Option<String>,
-    pub load_balancer_ip: Option<String>,
-    pub cluster_ips: Vec<IpAddr>,
-    /// As the API has it, such as `RequireDualStack`.
-    pub family_policy: Option<String>,
-    /// `IPv4` or `IPv6`, the primary one first.
-    pub families: Vec<String>,
     pub ports: Vec<ServicePort>,
     /// externalTrafficPolicy is Local.
     pub local_only: bool,
@@ -117,11 +103,10 @@ pub struct Service {
     /// As they stand in the object.
     pub source_ranges: Vec<String>,
     pub traffic_distribution: Option<String>,
-    /// 0: none.
-    pub health_check_node_port: u16,
     /// Addresses in its status.
     pub ingress: Vec<core::LoadBalancerIngress>,
-    pub conditions: Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition>,
+    /// What gives addresses sees of it, as if Services without a class were ours.
+    pub object: Option<ServiceObject>,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -152,46 +137,32 @@ impl Keep for Service {
     type Object = core::Service;
 
     fn keep(object: core::Service) -> Option<Self> {
+        let seen = ServiceObject::read(&object, true);
         let name = Name::of(&object);
         let (metadata, status) = (object.metadata, object.status.unwrap_or_default());
         let spec = object.spec.unwrap_or_default();
-        let load_balancer = spec.type_.as_deref() == Some("LoadBalancer");
-        let finalizers = metadata.finalizers.unwrap_or_default();
-        let ingress = status.load_balancer.and_then(|it| it.ingress).unwrap_or_default();
         let class = spec.load_balancer_class;
-        let foreign = class.as_deref().is_some_and(|class| class != CLASS);
-        let holds = !ingress.is_empty() || finalizers.iter().any(|it| it == FINALIZER);
-        if foreign || !load_balancer && !holds {
+        if class.as_deref().is_some_and(|class| class != CLASS) && seen.is_none() {
             return None;
         }
+        let load_balancer = spec.type_.as_deref() == Some("LoadBalancer");
+        if !load_balancer && seen.is_none() {
+            return None;
+        }
+        let annotations = metadata.annotations.unwrap_or_default();
         Some(Self {
             name,
-            uid: metadata.uid.unwrap_or_default(),
-            resource_version: metadata.resource_version.unwrap_or_default(),
-            created: metadata.creation_timestamp.map_or(0, |at| at.0.as_second()),
-            labels: metadata.labels.unwrap_or_default(),
-            annotations: metadata
-                .annotations
-                .unwrap_or_default()
-                .into_iter()
-                .filter(matters)
-                .collect(),
-            finalizers,
+            annotations: annotations.into_iter().filter(matters).collect(),
             ending: metadata.deletion_timestamp.is_some(),
             load_balancer,
             class,
-            load_balancer_ip: spec.load_balancer_ip,
-            cluster_ips: addresses(spec.cluster_ips.unwrap_or_default()),
-            family_policy: spec.ip_family_policy,
-            families: spec.ip_families.unwrap_or_default(),
             ports: spec.ports.unwrap_or_default().into_iter().filter_map(service_port).collect(),
             local_only: spec.external_traffic_policy.as_deref() == Some("Local"),
             client_affinity: spec.session_affinity.as_deref() == Some("ClientIP"),
             source_ranges: spec.load_balancer_source_ranges.unwrap_or_default(),
             traffic_distribution: spec.traffic_distribution,
-            health_check_node_port: port(spec.health_check_node_port).unwrap_or(0),
-            ingress,
-            conditions: status.conditions.unwrap_or_default(),
+            ingress: status.load_balancer.and_then(|it| it.ingress).unwrap_or_default(),
+            object: seen,
         })
     }
 }
@@ -217,10 +188,6 @@ fn service_port(port_: core::ServicePort) -> Option<ServicePort> {
 /// 0 is none.
 fn port(number: Option<i32>) -> Option<u16> {
     number.and_then(|number| u16::try_from(number).ok()).filter(|port| *port != 0)
-}
-
-fn addresses(texts: Vec<String>) -> Vec<IpAddr> {
-    texts.iter().filter_map(|text| text.parse().ok()).collect()
 }
 
 /// An EndpointSlice of a Service.
@@ -339,6 +306,15 @@ pub struct Frontend {
     pub spec: serde_json::Value,
     pub generation: i64,
     pub ending: bool,
+}
+
+impl Keep for AddressPool {
+    type Object = Self;
+
+    fn keep(mut object: Self) -> Option<Self> {
+        object.metadata.managed_fields = None;
+        Some(object)
+    }
 }
 
 impl Keep for Frontend {

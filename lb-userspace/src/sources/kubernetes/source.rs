@@ -87,7 +87,9 @@ pub fn start(
         keeper.await;
         Ok(())
     });
-    let follow = follow::run(connection_in.clone(), doubts, expected, snapshot, troubles);
+    let channels =
+        follow::Channels { connection: connection_in.clone(), doubts, snapshot, troubles };
+    let follow = follow::run(expected, follow::CONFIRM_AFTER, channels);
     tasks.spawn(async move {
         follow.await;
         Ok(())
@@ -282,6 +284,7 @@ fn counts(snapshot: &Snapshot) -> BTreeMap<String, usize> {
         ("nodes", snapshot.nodes.len()),
         ("namespaces", snapshot.namespaces.len()),
         ("frontends", snapshot.frontends.len()),
+        ("pools", snapshot.pools.len()),
     ];
     counts.map(|(kind, count)| (kind.to_owned(), count)).into()
 }

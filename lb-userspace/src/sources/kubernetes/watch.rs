@@ -32,6 +32,7 @@ use tokio::{
 
 use super::{
     api::{Connection, chain},
+    crd_pool::AddressPool,
     snapshot::{Frontend, Keep, Name, Namespace, Node, Objects, Service, Slice, Snapshot},
 };
 use crate::config::API_VERSION;
@@ -51,10 +52,12 @@ pub const CONFIRM_AFTER: Duration = Duration::from_secs(30);
 /// Fewer objects than this may become fewer than half by chance.
 const FEW: usize = 8;
 
+/// Our own kinds: whoever has not installed them has none.
 const FRONTENDS: &str = "Frontends";
+const POOLS: &str = "AddressPools";
 
 /// All kinds.
-const KINDS: [&str; 5] = ["Services", "EndpointSlices", "Nodes", "Namespaces", FRONTENDS];
+const KINDS: [&str; 6] = ["Services", "EndpointSlices", "Nodes", "Namespaces", FRONTENDS, POOLS];
 
 /// Between two tries after a failure.
 const RETRY: std::ops::RangeInclusive<Duration> =
@@ -85,16 +88,21 @@ struct Shared {
     confirm_after: Duration,
 }
 
-/// Follows for ever.
-pub async fn run(
-    connection: watch::Receiver<Option<Arc<Connection>>>,
-    doubts: Arc<Notify>,
-    expected: Expected,
-    snapshot: watch::Sender<Option<Snapshot>>,
-    troubles: watch::Sender<Troubles>,
-) {
+/// What a watch hears and tells.
+pub struct Channels {
+    /// The way to a server.
+    pub connection: watch::Receiver<Option<Arc<Connection>>>,
+    /// Told of failures.
+    pub doubts: Arc<Notify>,
+    pub snapshot: watch::Sender<Option<Snapshot>>,
+    pub troubles: watch::Sender<Troubles>,
+}
+
+/// Follows for ever. `confirm_after`: [`CONFIRM_AFTER`].
+pub async fn run(expected: Expected, confirm_after: Duration, channels: Channels) {
+    let Channels { connection, doubts, snapshot, troubles } = channels;
     let listed = Arc::default();
-    let shared = Shared { connection, doubts, troubles, listed, confirm_after: CONFIRM_AFTER };
+    let shared = Shared { connection, doubts, troubles, listed, confirm_after };
     let mut tasks = JoinSet::new();
     let everything = || watcher::Config::default().page_size(PAGE);
     let services = everything().labels(SERVICES);
@@ -122,6 +130,9 @@ pub async fn run(
             expected.frontends,
             move |client| own(client, "Frontend", everything()),
         ),
+        pools: start::<AddressPool, _>(&mut tasks, &shared, POOLS, 0, move |client| {
+            typed::<AddressPool>(client, everything())
+        }),
     };
     loop {
         followed.changed().await;
@@ -140,6 +151,7 @@ struct Followed {
     nodes: Found<Node>,
     namespaces: Found<Namespace>,
     frontends: Found<Frontend>,
+    pools: Found<AddressPool>,
 }
 
 impl Followed {
@@ -150,6 +162,7 @@ impl Followed {
             result = self.nodes.changed() => result.is_ok(),
             result = self.namespaces.changed() => result.is_ok(),
             result = self.frontends.changed() => result.is_ok(),
+            result = self.pools.changed() => result.is_ok(),
         };
         if !alive {
             // Followers never end: the runtime does.
@@ -165,6 +178,7 @@ impl Followed {
             nodes: self.nodes.borrow_and_update().clone()?,
             namespaces: self.namespaces.borrow_and_update().clone()?,
             frontends: self.frontends.borrow_and_update().clone()?,
+            pools: self.pools.borrow_and_update().clone()?,
         })
     }
 }
@@ -280,7 +294,9 @@ where
                         Err(ended) => return ended,
                     }
                 }
-                Some(Err(error)) if is_absent(&error) && self.kind == FRONTENDS => {
+                Some(Err(error))
+                    if is_absent(&error) && [FRONTENDS, POOLS].contains(&self.kind) =>
+                {
                     self.trouble(None);
                     return match self.complete(BTreeMap::new(), connection) {
                         true => {
