@@ -120,7 +120,10 @@ fn main() -> Result<()> {
         }
         Task::BuildBpf { setup, out } => build_bpf(&workspace, &setup, out),
         Task::Crds => crds::write(&workspace),
-        Task::Check => check::run(&workspace),
+        Task::Check => {
+            check::run(&workspace)?;
+            crds::check(&workspace)
+        }
         Task::Doctor { output } => doctor::run(&workspace, matches!(output, Output::Json)),
     }
 }

@@ -261,7 +261,7 @@ async fn a_server_that_hangs_or_dies_is_left_for_another_and_the_state_stays() {
     one.set("services", vec![service("a", 2), service("b", 3), service("e", 4)]);
     let began = std::time::Instant::now();
     assert!(client.uses(&one).await > first);
-    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
     client.knows(|it| names(it) == "a b e").await;
 
     drop(one);

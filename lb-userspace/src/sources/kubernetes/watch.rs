@@ -253,7 +253,6 @@ where
                 Err(_) => return,
             };
             let Some(connection) = connection else { continue };
-            connections.mark_unchanged();
             let events = open(connection.client.clone());
             let wait = tokio::select! {
                 ended = self.follow(events, &connection) => match ended {
