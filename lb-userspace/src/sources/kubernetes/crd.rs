@@ -60,26 +60,12 @@ pub fn manifests() -> Result<String, ManifestError> {
     category = "weir",
     derive = "PartialEq",
     doc = "Addresses and ports that lead to a pool of nodes or of other servers.",
-    printcolumn(name = "Addresses", type_ = "string", json_path = ".spec.addresses"),
-    printcolumn(name = "Ports", type_ = "string", json_path = ".spec.ports[*].port"),
-    printcolumn(
-        name = "Policy",
-        type_ = "string",
-        json_path = ".spec.externalTrafficPolicy",
-        priority = 1
-    ),
-    printcolumn(
-        name = "Ready",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
-    ),
-    printcolumn(
-        name = "Reason",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
-        priority = 1
-    ),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn = r#"{"name":"Addresses","type":"string","jsonPath":".spec.addresses"}"#,
+    printcolumn = r#"{"name":"Ports","type":"string","jsonPath":".spec.ports[*].port"}"#,
+    printcolumn = r#"{"name":"Policy","type":"string","jsonPath":".spec.externalTrafficPolicy","priority":1}"#,
+    printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].status"}"#,
+    printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].reason","priority":1}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[x_kube(validation = Rule::new(
     "has(self.slots) == has(oldSelf.slots) && (!has(self.slots) || self.slots == oldSelf.slots)"
