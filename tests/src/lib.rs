@@ -3,6 +3,7 @@
 //! - [`lab`]: hosts, switch and router as network namespaces
 //! - [`traffic`]: servers and clients that run inside them
 //! - [`fleet`]: weir on the nodes of a lab
+//! - [`kube`]: a Kubernetes control plane of real processes on hosts of a lab
 //! - [`packet`]: frames, built and checked without the product's code
 //! - [`model`]: the fate of every packet, written from the design
 //! - [`pins`]: a BPF file system of a thread's own
@@ -17,6 +18,7 @@ pub mod bench;
 pub mod consistency;
 pub mod demo;
 pub mod fleet;
+pub mod kube;
 pub mod lab;
 pub mod maglev;
 pub mod model;

@@ -5,7 +5,6 @@
 
 use std::env::consts::ARCH;
 use std::fs;
-use std::hash::{DefaultHasher, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -13,6 +12,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::process::CommandExt as _;
 use crate::toolchain::{self, Toolchain};
+use crate::workspace::hash_files;
 
 /// What the object depends on, below a source tree's root. The root's manifest is in it because
 /// lb-common inherits its edition and dependencies from there.
@@ -164,41 +164,8 @@ fn stamp(source: &Path, toolchain: &Toolchain, out: &Path) -> Result<String> {
         toolchain::LLVM,
         flags(source, Path::new("bpf-linker")).join(" "),
         out.display(),
-        hash_inputs(source)?,
+        hash_files(source, INPUTS)?,
     ))
-}
-
-/// Hash over names and contents of all input files, in a fixed order.
-fn hash_inputs(source: &Path) -> Result<u64> {
-    let mut files = Vec::new();
-    for input in INPUTS {
-        list_files(&source.join(input), &mut files)?;
-    }
-    files.sort();
-    let mut hasher = DefaultHasher::new();
-    for file in files {
-        let name = file.strip_prefix(source).unwrap_or(&file).as_os_str();
-        let text = fs::read(&file).with_context(|| format!("read {}", file.display()))?;
-        for part in [name.as_encoded_bytes(), &text] {
-            // Lengths keep ("ab", "c") and ("a", "bc") apart.
-            hasher.write_usize(part.len());
-            hasher.write(part);
-        }
-    }
-    Ok(hasher.finish())
-}
-
-fn list_files(path: &Path, into: &mut Vec<PathBuf>) -> Result<()> {
-    if path.is_file() {
-        into.push(path.to_owned());
-        return Ok(());
-    }
-    let entries = fs::read_dir(path).with_context(|| format!("list {}", path.display()))?;
-    for entry in entries {
-        let entry = entry.with_context(|| format!("list {}", path.display()))?;
-        list_files(&entry.path(), into)?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -222,6 +189,10 @@ mod tests {
             fs::write(dir.path().join(file), file).unwrap();
         }
         dir
+    }
+
+    fn hash_inputs(tree: &Path) -> Result<u64> {
+        hash_files(tree, INPUTS)
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Result, bail};
 use serde::Serialize;
 
+use crate::kubernetes::Parts;
 use crate::process::{CommandExt as _, is_root};
 use crate::setup::{self, Need};
 use crate::toolchain::{self, Toolchain};
@@ -35,7 +36,7 @@ struct Report {
 
 /// Prints the report; an error if anything that is not optional is missing.
 pub fn run(workspace: &Workspace, json: bool) -> Result<()> {
-    let mut findings = tools(workspace);
+    let mut findings = tools(workspace)?;
     findings.extend(system());
     let missing = findings.iter().filter(|f| !f.ok && !f.optional).count();
     if json {
@@ -64,7 +65,7 @@ fn print_finding(finding: &Finding) {
     }
 }
 
-fn tools(workspace: &Workspace) -> Vec<Finding> {
+fn tools(workspace: &Workspace) -> Result<Vec<Finding>> {
     let stable = workspace.cargo().arg("--version").stdout_of();
     let mut findings = vec![Finding {
         name: "cargo that runs this".into(),
@@ -76,10 +77,11 @@ fn tools(workspace: &Workspace) -> Vec<Finding> {
     let toolchains = toolchain::probe();
     let chosen = toolchain::choose(&toolchains);
     findings.extend(toolchains.iter().map(|found| toolchain_finding(found, chosen)));
-    let needs = [setup::to_build(), setup::to_run(), setup::to_lint(workspace)];
+    let kubernetes = setup::to_build_kubernetes(workspace, Parts::ControlPlane)?;
+    let needs = [setup::to_build(), setup::to_run(), setup::to_lint(workspace), kubernetes];
     findings.extend(needs.into_iter().flatten().map(need_finding));
     findings.push(optional_program("bpftool", "shows loaded programs and maps", "bpftool"));
-    findings
+    Ok(findings)
 }
 
 fn toolchain_finding(found: &Toolchain, chosen: Option<&Toolchain>) -> Finding {

@@ -7,6 +7,7 @@ mod cargo_output;
 mod check;
 mod crds;
 mod doctor;
+mod kubernetes;
 mod process;
 mod revision;
 mod setup;
@@ -20,6 +21,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 
+use kubernetes::{Kubernetes, Parts};
 use process::CommandExt as _;
 use workspace::Workspace;
 
@@ -63,6 +65,14 @@ enum Task {
         /// Where to write it, instead of where the weir binary takes it from
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
+    },
+    /// Build the Kubernetes that tests run against, unless it is there, and say where it is
+    BuildKubernetes {
+        #[command(flatten)]
+        setup: Setup,
+        /// With what a real node runs: kubelet, kube-proxy and the scheduler
+        #[arg(long)]
+        full: bool,
     },
     /// Write the definitions of weir's objects in Kubernetes, deploy/crds, from the Rust types
     Crds,
@@ -119,6 +129,12 @@ fn main() -> Result<()> {
             weir::build(&workspace, profile)
         }
         Task::BuildBpf { setup, out } => build_bpf(&workspace, &setup, out),
+        Task::BuildKubernetes { setup, full } => {
+            let parts = if full { Parts::WithNodes } else { Parts::ControlPlane };
+            setup::ensure(&setup::to_build_kubernetes(&workspace, parts)?, !setup.no_install)?;
+            println!("{}", Kubernetes::of(&workspace, parts)?.binary().display());
+            Ok(())
+        }
         Task::Crds => crds::write(&workspace),
         Task::Check => {
             check::run(&workspace)?;

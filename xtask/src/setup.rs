@@ -1,4 +1,4 @@
-//! Installs what a task needs and the machine lacks: Debian packages, rustup components, bpf-linker.
+//! Installs what a task needs and the machine lacks: Debian packages, rustup components, bpf-linker, Kubernetes.
 //!
 //! Says what it installs, touches nothing that is there, and with `install` false only says what is
 //! missing. Never adds package sources and never replaces a tool-chain.
@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::kubernetes::{Kubernetes, Parts};
 use crate::process::{CommandExt as _, has_program, is_root};
 use crate::toolchain;
 use crate::workspace::Workspace;
@@ -30,6 +31,8 @@ pub enum Source {
     Rustup(&'static str),
     /// Built by cargo into the user's cache.
     BpfLinker,
+    /// Built by Go into the user's cache.
+    Kubernetes(Kubernetes),
 }
 
 impl Need {
@@ -44,6 +47,7 @@ impl Need {
             Source::Apt(packages) => format!("apt-get install {}", packages.join(" ")),
             Source::Rustup(component) => format!("rustup component add {component}"),
             Source::BpfLinker => "cargo xtask build-bpf builds it".into(),
+            Source::Kubernetes(_) => "cargo xtask build-kubernetes builds it".into(),
         }
     }
 }
@@ -86,6 +90,21 @@ pub fn to_run() -> Vec<Need> {
             &["nftables"],
         ),
     ]
+}
+
+/// What tests against a real API server need. Go is not among it once they are built.
+pub fn to_build_kubernetes(workspace: &Workspace, parts: Parts) -> Result<Vec<Need>> {
+    let kubernetes = Kubernetes::of(workspace, parts)?;
+    let built = kubernetes.is_built();
+    let go = Need::apt(
+        &format!("Go ({}, or any that can fetch it)", kubernetes.go),
+        "builds Kubernetes",
+        built || has_program("go"),
+        &["golang-go"],
+    );
+    let what = format!("Kubernetes {}", kubernetes.version);
+    let why = "is what tests of Kubernetes run against";
+    Ok(vec![go, Need { what, why, met: built, source: Source::Kubernetes(kubernetes) }])
 }
 
 /// What only the test layers need.
@@ -132,7 +151,7 @@ pub fn ensure(needs: &[Need], install: bool) -> Result<()> {
         apt_install(&packages).with_context(|| format!("install {}", packages.join(" ")))?;
     }
     for need in &missing {
-        match need.source {
+        match &need.source {
             Source::Apt(_) => {}
             Source::Rustup(component) => {
                 eprintln!("installing the rustup component {component}");
@@ -140,6 +159,9 @@ pub fn ensure(needs: &[Need], install: bool) -> Result<()> {
             }
             Source::BpfLinker => {
                 toolchain::ensure_bpf_linker(true)?;
+            }
+            Source::Kubernetes(kubernetes) => {
+                kubernetes.ensure(true)?;
             }
         }
     }

@@ -10,9 +10,10 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 
 use crate::cargo_output::Counts;
+use crate::kubernetes::{Kubernetes, Parts};
 use crate::process::CommandExt as _;
 use crate::workspace::Workspace;
-use crate::{bpf, check, setup, weir};
+use crate::{bpf, check, kubernetes, setup, weir};
 
 /// The layers, in the order in which they run.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -31,6 +32,8 @@ pub enum Layer {
     Packet,
     /// Nodes, clients and routers as network namespaces: needs root
     Netns,
+    /// Real API servers, etcd and controller managers in such namespaces: needs root
+    Kube,
 }
 
 /// How a layer ended.
@@ -56,12 +59,16 @@ pub fn run(workspace: &Workspace, install: bool, only: &[Layer]) -> Result<()> {
     let mut needs = setup::to_build();
     needs.extend(setup::to_run());
     needs.extend(setup::to_lint(workspace));
+    let asked = |layer: Layer| only.is_empty() || only.contains(&layer);
+    if asked(Layer::Kube) {
+        needs.extend(setup::to_build_kubernetes(workspace, Parts::ControlPlane)?);
+    }
     setup::ensure(&needs, install)?;
 
     let rows: Vec<_> = Layer::value_variants()
         .iter()
         .map(|&layer| {
-            if !only.is_empty() && !only.contains(&layer) {
+            if !asked(layer) {
                 return Row::new(layer, Outcome::NotAsked, Counts::default(), Duration::ZERO);
             }
             eprintln!("== {layer}");
@@ -109,6 +116,7 @@ fn run_layer(workspace: &Workspace, layer: Layer, counts: &mut Counts) -> Result
         Layer::Netns => {
             kernel_tests(workspace, layer, "netns*", &["--", "--test-threads=1"], counts)
         }
+        Layer::Kube => kernel_tests(workspace, layer, "kube*", &["--", "--test-threads=1"], counts),
     }
 }
 
@@ -125,6 +133,9 @@ fn kernel_tests(
     let mut command = workspace.cargo();
     if layer == Layer::Netns {
         command.env(weir::NEXT, weir::build_next(workspace, "debug")?);
+    }
+    if layer == Layer::Kube {
+        command.env(kubernetes::BINARY, Kubernetes::of(workspace, Parts::ControlPlane)?.binary());
     }
     weir::build(workspace, "debug")?;
     command

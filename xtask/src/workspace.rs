@@ -1,6 +1,8 @@
 //! Where things are: the source tree, its target directory, the user's cache.
 
 use std::env;
+use std::fs;
+use std::hash::{DefaultHasher, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -75,6 +77,39 @@ pub fn cache() -> Result<PathBuf> {
         _ => env::home_dir().context("neither XDG_CACHE_HOME nor HOME is set")?.join(".cache"),
     };
     Ok(base.join("weir"))
+}
+
+/// Hash over names and contents of files and of all files in folders, in a fixed order; `inputs` are below `source`.
+pub fn hash_files(source: &Path, inputs: &[&str]) -> Result<u64> {
+    let mut files = Vec::new();
+    for input in inputs {
+        list_files(&source.join(input), &mut files)?;
+    }
+    files.sort();
+    let mut hasher = DefaultHasher::new();
+    for file in files {
+        let name = file.strip_prefix(source).unwrap_or(&file).as_os_str();
+        let text = fs::read(&file).with_context(|| format!("read {}", file.display()))?;
+        for part in [name.as_encoded_bytes(), &text] {
+            // Lengths keep ("ab", "c") and ("a", "bc") apart.
+            hasher.write_usize(part.len());
+            hasher.write(part);
+        }
+    }
+    Ok(hasher.finish())
+}
+
+fn list_files(path: &Path, into: &mut Vec<PathBuf>) -> Result<()> {
+    if path.is_file() {
+        into.push(path.to_owned());
+        return Ok(());
+    }
+    let entries = fs::read_dir(path).with_context(|| format!("list {}", path.display()))?;
+    for entry in entries {
+        let entry = entry.with_context(|| format!("list {}", path.display()))?;
+        list_files(&entry.path(), into)?;
+    }
+    Ok(())
 }
 
 fn cargo(root: &Path) -> Command {
