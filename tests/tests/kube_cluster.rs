@@ -150,7 +150,12 @@ fn controllers_follow_pods_and_service_accounts_may_what_was_granted() {
     eventually("the grant is in force", SOON, || may_list_services(server, &kubeconfig));
 }
 
+/// A pod on a node: those whose node is not known, the controllers pass over, and delete in the end.
 const POD: &str = r#"
+apiVersion: v1
+kind: Node
+metadata: {name: node-1}
+---
 apiVersion: v1
 kind: Pod
 metadata: {name: app, labels: {app: app}}
