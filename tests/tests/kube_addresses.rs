@@ -121,6 +121,7 @@ fn start(client: &Client, me: &str) -> Controller {
         namespace: NAMESPACE.into(),
         me: me.into(),
         default_class: false,
+        turn: Box::new(|| 0),
         seed: me.len() as u64,
         clock: || {
             let since = SystemTime::now().duration_since(UNIX_EPOCH);

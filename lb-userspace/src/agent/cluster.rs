@@ -1,11 +1,11 @@
 //! What is wanted: what the file says, and Kubernetes beside it where the file says so.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
     task::JoinSet,
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, timeout},
 };
 
 use super::report::unix_ms;
@@ -21,6 +21,9 @@ use crate::{
 /// Between two words of a start that waits.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// For the Lease of allocation to be given back.
+const GIVE_BACK: Duration = Duration::from_secs(1);
+
 /// All sources as one.
 pub struct Wanted {
     pub intent: watch::Receiver<Arc<Intent>>,
@@ -29,6 +32,28 @@ pub struct Wanted {
     /// Who lives, and what serves: to be filled, as they decide what is believed of Kubernetes.
     pub members: watch::Sender<Arc<Members>>,
     pub verdicts: watch::Sender<Arc<Verdicts>>,
+    /// To be filled too: VIPs that the data plane serves.
+    pub served: watch::Sender<Arc<BTreeSet<IpAddr>>>,
+    pub allocation: Allocation,
+}
+
+/// This agent's part in giving addresses to Services; nothing where Kubernetes is not asked.
+pub struct Allocation {
+    stop: watch::Sender<bool>,
+    stopped: watch::Receiver<bool>,
+}
+
+impl Allocation {
+    /// From now on this agent gives none.
+    pub fn stop(&self) {
+        self.stop.send_replace(true);
+    }
+
+    /// Returns once another may, or after a while.
+    pub async fn stopped(&mut self) {
+        // Who does not give the Lease back keeps others from it for some seconds, and that is all.
+        let _ = timeout(GIVE_BACK, self.stopped.wait_for(|stopped| *stopped)).await;
+    }
 }
 
 /// Starts what follows Kubernetes, if the file wants it.
@@ -40,8 +65,11 @@ pub fn start(
     let agent = file.intent().borrow().agent.clone();
     let (members, verdicts) =
         (watch::Sender::new(Arc::default()), watch::Sender::new(Arc::default()));
+    let (served, stop) = (watch::Sender::default(), watch::Sender::new(false));
     let Some(settings) = agent.kubernetes else {
-        return Wanted { intent: file.intent(), kubernetes: None, members, verdicts };
+        let allocation = Allocation { stop, stopped: watch::Sender::new(true).subscribe() };
+        let intent = file.intent();
+        return Wanted { intent, kubernetes: None, members, verdicts, served, allocation };
     };
     let clock = || unix_ms(std::time::SystemTime::now());
     let about = About { settings, node: agent.node, state_dir: agent.state_dir, clock };
@@ -50,9 +78,13 @@ pub fn start(
         file_status: file.status(),
         members: members.subscribe(),
         verdicts: verdicts.subscribe(),
+        served: served.subscribe(),
+        stop: stop.subscribe(),
     };
-    let outlets = source::start(tasks, about, checkpoint, inlets);
-    Wanted { intent: outlets.intent, kubernetes: Some(outlets.status), members, verdicts }
+    let source::Outlets { intent, status, stopped } =
+        source::start(tasks, about, checkpoint, inlets);
+    let allocation = Allocation { stop, stopped };
+    Wanted { intent, kubernetes: Some(status), members, verdicts, served, allocation }
 }
 
 impl Wanted {

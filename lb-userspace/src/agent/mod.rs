@@ -184,6 +184,7 @@ struct Agent {
     /// What runs beside the loop; none of them ends before the agent.
     tasks: JoinSet<anyhow::Result<()>>,
     heartbeat: heartbeat::Heartbeat,
+    allocation: cluster::Allocation,
     _lock: Flock<File>,
 }
 
@@ -210,7 +211,8 @@ impl Agent {
 
         let keeper = Keeper::open(&agent.state_dir, report::unix_ms(SystemTime::now()))
             .with_context(|| format!("read drains in {}", agent.state_dir.display()))?;
-        let (inlets, outlets, orders) = wire(&mut tasks, source, wanted, agent, &keeper)?;
+        let (inlets, outlets, orders, allocation) =
+            wire(&mut tasks, source, wanted, agent, &keeper)?;
         let about = report::About {
             config: absolute(&args.config),
             started: SystemTime::now(),
@@ -219,7 +221,7 @@ impl Agent {
         let history = History::new(agent.seed, history::Rules::default());
         let memory = Memory::new(history, outlets.applied.clone());
         let state = State::new(data_plane, loaded, outlets, memory, (keeper, keep), about);
-        Ok(Some(Self { state, inlets, orders, tasks, heartbeat, _lock: lock }))
+        Ok(Some(Self { state, inlets, orders, tasks, heartbeat, allocation, _lock: lock }))
     }
 
     /// Ends the take-over from another layout, if this start is one.
@@ -272,6 +274,7 @@ impl Agent {
                     tracing::info!("agent hands over and ends");
                     leave_by = Some(Instant::now() + HANDOVER);
                     self.state.leave();
+                    self.allocation.stop();
                     continue;
                 }
                 () = self.inlets.changed() => sleep(COALESCE).await,
@@ -300,6 +303,7 @@ impl Agent {
         }
         self.state.report(&self.inlets);
         self.state.go().await;
+        self.allocation.stopped().await;
         sleep(FAREWELL).await;
         tracing::info!("agent ends; maps, programs and links stay");
         Ok(())
@@ -334,7 +338,7 @@ fn wire(
     wanted: cluster::Wanted,
     agent: &AgentSettings,
     keeper: &Keeper,
-) -> anyhow::Result<(Inlets, state::Outlets, Orders)> {
+) -> anyhow::Result<(Inlets, state::Outlets, Orders, cluster::Allocation)> {
     let nodes = watch::Sender::new(state::addresses(&wanted.intent.borrow()));
     let targets = watch::Sender::new(crate::plan::targets(&wanted.intent.borrow()));
     let keys = watch::Sender::new(agent.gossip.keys.clone());
@@ -385,6 +389,7 @@ fn wire(
         publish: publish.clone(),
         applied: applied.clone(),
         view: view.clone(),
+        served: wanted.served,
     };
     let seed_tag = Keys::of(&agent.seed).tag;
     // Greater in each life of the agent.
@@ -479,7 +484,8 @@ fn wire(
         source.run().await;
         Ok(())
     });
-    Ok((inlets, outlets, Orders { asked: asked_in, heard: drains_in }))
+    let orders = Orders { asked: asked_in, heard: drains_in };
+    Ok((inlets, outlets, orders, wanted.allocation))
 }
 
 fn membership_settings(agent: &AgentSettings, seed_tag: [u8; 8]) -> membership::Settings {

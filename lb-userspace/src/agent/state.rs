@@ -121,6 +121,8 @@ pub struct Outlets {
     pub announced: watch::Sender<Arc<BTreeMap<IpAddr, announce::Uplink>>>,
     /// What the data plane goes by since a turn; wakes its readers when somebody died.
     pub view: watch::Sender<View>,
+    /// VIPs that the data plane serves since a turn.
+    pub served: watch::Sender<Arc<BTreeSet<IpAddr>>>,
 }
 
 /// What the last plan was made of.
@@ -275,6 +277,10 @@ impl State {
             self.announce(announced.keys().copied().collect());
             tell(&self.outlets.announced, Arc::new(announced));
             self.memory.tell(self.data_plane.turn(), scope.has_frontends(), now);
+            if scope.has_frontends() {
+                let vips = self.desired.vips.keys().copied().collect();
+                tell(&self.outlets.served, Arc::new(vips));
+            }
             let view = View { intent: Some(intent.clone()), members, verdicts };
             self.outlets.view.send_if_modified(|former| former.replace(view));
         }

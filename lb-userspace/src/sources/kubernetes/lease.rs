@@ -30,6 +30,19 @@ pub const RENEW_DEADLINE: Duration = Duration::from_secs(10);
 /// Between two looks at the Lease; by up to a fifth more at random.
 pub const RETRY: Duration = Duration::from_secs(2);
 
+/// So many look that often. All others look the more seldom the later their turn is, so that a thousand
+/// candidates cost the API server little more than ten, and any of them takes the Lease if need be.
+const KEEN: usize = 3;
+
+/// Longest time between two looks.
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
+
+/// How long a candidate rests between two looks; `turn`: how many come before it.
+pub fn rest(turn: usize) -> Duration {
+    let times = turn.saturating_add(2).saturating_sub(KEEN).max(1);
+    RETRY.saturating_mul(u32::try_from(times).unwrap_or(u32::MAX)).min(LONGEST_RETRY)
+}
+
 /// Of one request: a server that hangs must not use up the deadline.
 const REQUEST: Duration = Duration::from_secs(3);
 
@@ -262,6 +275,14 @@ mod tests {
         let given_back = LeaseSpec { holder_identity: None, ..store.spec().clone() };
         store.put(given_back);
         assert!(store.turn(&mut Election::new("b".into()), now, wall));
+    }
+
+    #[test]
+    fn later_candidates_look_more_seldom_and_none_never() {
+        assert_eq!([0, 2, 3, 4].map(rest), [2, 2, 4, 6].map(Duration::from_secs));
+        assert_eq!([100, usize::MAX].map(rest), [LONGEST_RETRY; 2]);
+        let a_second: f64 = (0..1000).map(|turn| 1.0 / rest(turn).as_secs_f64()).sum();
+        assert!(a_second < 20.0, "{a_second} looks a second of a thousand candidates");
     }
 
     #[test]

@@ -2,9 +2,10 @@
 //! the file.
 //!
 //! `api` keeps a way to one of several API servers, `watch` lists and follows, [`snapshot`] is what came of
-//! that in plain types, [`translate`] says purely what it means, [`merge`] puts it beside the file. Nothing
-//! here may be needed to keep the front door open: silence, a hang or a lie of the API changes no packet.
+//! that in plain types, [`translate`] says purely what it means, [`merge`] puts it beside the file. One agent's
+//! [`controller`] gives Services their addresses. Nothing here may be needed to keep the front door open: silence, a hang or a lie of the API changes no packet.
 
+pub mod allocator;
 pub mod api;
 pub mod controller;
 pub mod crd;

@@ -128,8 +128,18 @@ impl Service {
 
     /// The addresses that clients use.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        let vip = |it: &&core::LoadBalancerIngress| it.ip_mode.as_deref().unwrap_or("VIP") == "VIP";
-        self.ingress.iter().filter(vip).filter_map(|it| it.ip.as_ref()?.parse().ok())
+        self.ingress.iter().filter_map(vip)
+    }
+
+    /// Those of them where a port has an error, such as being another Service's.
+    pub fn addresses_without(&self, port: &ServicePort) -> impl Iterator<Item = IpAddr> + '_ {
+        let (number, transport) = (i32::from(port.port), port.transport);
+        let bad = move |it: &core::PortStatus| {
+            let same = it.port == number && Transport::read(Some(&it.protocol)) == Some(transport);
+            same && it.error.is_some()
+        };
+        let without = move |it: &&core::LoadBalancerIngress| it.ports.iter().flatten().any(&bad);
+        self.ingress.iter().filter(without).filter_map(vip)
     }
 }
 
@@ -165,6 +175,11 @@ impl Keep for Service {
             object: seen,
         })
     }
+}
+
+fn vip(ingress: &core::LoadBalancerIngress) -> Option<IpAddr> {
+    let vip = ingress.ip_mode.as_deref().unwrap_or("VIP") == "VIP";
+    ingress.ip.as_ref().filter(|_| vip)?.parse().ok()
 }
 
 /// Annotations that nobody here reads may be large, and change often.

@@ -3,7 +3,8 @@
 //! Until Kubernetes has said everything once, what the checkpoint holds of it stays in force beside the file.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -16,6 +17,7 @@ use tokio::{
 };
 
 use super::{
+    allocator,
     api::{self, Connection, Servers},
     members::Memory,
     merge::{self, Inputs, Merged},
@@ -38,6 +40,10 @@ pub struct Inlets {
     pub file_status: watch::Receiver<SourceStatus>,
     pub members: watch::Receiver<Arc<Members>>,
     pub verdicts: watch::Receiver<Arc<Verdicts>>,
+    /// VIPs that the data plane serves.
+    pub served: watch::Receiver<Arc<BTreeSet<IpAddr>>>,
+    /// True: no addresses are given any more; a Lease is given back.
+    pub stop: watch::Receiver<bool>,
 }
 
 /// What it tells.
@@ -45,9 +51,8 @@ pub struct Outlets {
     /// Of file and Kubernetes together.
     pub intent: watch::Receiver<Arc<Intent>>,
     pub status: watch::Receiver<Arc<KubernetesStatus>>,
-    /// For whoever talks to the API server: the way to it, and what it said last.
-    pub connection: watch::Receiver<Option<Arc<Connection>>>,
-    pub snapshot: watch::Receiver<Option<Snapshot>>,
+    /// True once it has stopped as it was told to.
+    pub stopped: watch::Receiver<bool>,
 }
 
 /// Where it runs.
@@ -81,6 +86,22 @@ pub fn start(
     let doubts = Arc::new(Notify::new());
 
     let About { settings, node, state_dir, clock } = about;
+    let channels = allocator::Inlets {
+        connection: connection_in.clone(),
+        snapshot: snapshot_in.clone(),
+        intent: intent_in.clone(),
+        members: inlets.members.clone(),
+        served: inlets.served.clone(),
+        stop: inlets.stop.clone(),
+    };
+    let (stopped, stopped_in) = watch::channel(false);
+    // Another one's in each life of the agent.
+    let me = format!("{node}_{}", clock());
+    let allocate = allocator::run(settings.clone(), me, clock, channels, stopped);
+    tasks.spawn(async move {
+        allocate.await;
+        Ok(())
+    });
     let channels = api::Channels { connection, servers, doubts: doubts.clone() };
     let keeper = api::run(settings.clone(), node, state_dir, clock, channels);
     tasks.spawn(async move {
@@ -94,12 +115,7 @@ pub fn start(
         follow.await;
         Ok(())
     });
-    let outlets = Outlets {
-        intent: intent_in,
-        status: status_in,
-        connection: connection_in.clone(),
-        snapshot: snapshot_in.clone(),
-    };
+    let outlets = Outlets { intent: intent_in, status: status_in, stopped: stopped_in };
     let source = Source {
         settings,
         inlets,

@@ -141,6 +141,13 @@ impl Context<'_> {
                     continue;
                 }
             };
+            let mut addresses = addresses.clone();
+            for address in service.addresses_without(port) {
+                addresses.retain(|it| *it != address);
+            }
+            if addresses.is_empty() {
+                continue;
+            }
             let endpoints = self.endpoints(service, port, &mut problems);
             let name = object_name(&service.name, port);
             // Nothing tells whether a server of UDP serves.
@@ -159,7 +166,7 @@ impl Context<'_> {
             let target_port = port.target.unwrap_or(port.port);
             let object = FrontendObject {
                 name: name.clone(),
-                addresses: addresses.clone(),
+                addresses,
                 ports: vec![FrontendPort { port: port.port, protocol, target_port }],
                 pool: Pool::Members(pool(&endpoints, &chosen)),
                 delivery: Delivery::Tunnel,

@@ -315,7 +315,7 @@ fn what_cannot_be_honoured_is_a_problem_and_the_rest_is_served() {
             "an address that nobody can have",
             json!({"status": {"loadBalancer": {"ingress": [{"ip": "127.0.0.1"}]}}}),
             "loopback",
-            1,
+            0,
         ),
     ] {
         let Translated { frontends, problems, .. } =
@@ -355,6 +355,21 @@ fn ports_are_matched_by_name_and_protocol() {
     assert_eq!(endpoints("service/d/s/dns"), ("10.1.0.1:5353 10.1.0.2:5454".into(), false));
     assert_eq!(endpoints("service/d/s/dns-tcp"), ("10.1.0.3:53".into(), true));
     assert_eq!(endpoints("service/d/s/other"), (String::new(), true));
+}
+
+#[test]
+fn a_port_with_an_error_on_an_address_is_not_served_there() {
+    let ports =
+        json!([{"name": "web", "port": 80}, {"name": "dns", "port": 80, "protocol": "UDP"}]);
+    let told = json!([{"port": 80, "protocol": "TCP", "error": "weir.dev/PortTaken"}]);
+    let ingress = json!([{"ip": "192.0.2.1", "ports": told}, {"ip": "192.0.2.2"}]);
+    let patch = json!({"spec": {"ports": ports}, "status": {"loadBalancer": {"ingress": ingress}}});
+    let translated = Cluster::with(service(patch), &[]).translate_at(0);
+    let at = |name: &str| {
+        translated.frontends[name].addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(at("service/d/s/web"), ["192.0.2.2"]);
+    assert_eq!(at("service/d/s/dns"), ["192.0.2.1", "192.0.2.2"]);
 }
 
 #[test]

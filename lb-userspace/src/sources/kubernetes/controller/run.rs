@@ -75,6 +75,8 @@ pub struct Desk<S> {
     pub me: String,
     /// Services without a class are ours.
     pub default_class: bool,
+    /// How many other candidates for the Lease come before this one.
+    pub turn: Box<dyn Fn() -> usize + Send + Sync>,
     /// Says the Unix time in ms.
     pub clock: fn() -> u64,
     /// Of the small differences in time that keep processes apart.
@@ -123,7 +125,11 @@ async fn elect<S>(desk: &Desk<S>, election: &mut Election, tell: watch::Sender<O
             *known = until;
             changed
         });
-        sleep(lease::RETRY.mul_f64(random.random_range(1.0..1.2))).await;
+        let rest = match until {
+            Some(_) => lease::RETRY,
+            None => lease::rest((desk.turn)()),
+        };
+        sleep(rest.mul_f64(random.random_range(1.0..1.2))).await;
     }
 }
 

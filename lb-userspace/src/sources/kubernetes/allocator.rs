@@ -1,0 +1,150 @@
+//! The [`controller`] in this agent: what it looks at, made of what the agent knows anyway.
+//!
+//! Every agent may hold the Lease. Nothing of this is needed for traffic: without it no Service gets a new
+//! address, and that is all.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::pending,
+    net::IpAddr,
+    sync::Arc,
+};
+
+use kube::Client;
+use tokio::sync::watch;
+
+use super::{
+    api::Connection,
+    controller::{self, Desk, ServiceObject, World},
+    snapshot::Snapshot,
+};
+use crate::model::{
+    Intent, KubernetesSettings, Members, intent,
+    seed::{absorb, keyed},
+};
+
+/// Sets this use of the seed apart from all others.
+const DOMAIN: u64 = u64::from_le_bytes(*b"allocate");
+
+/// What it is told.
+pub struct Inlets {
+    pub connection: watch::Receiver<Option<Arc<Connection>>>,
+    pub snapshot: watch::Receiver<Option<Snapshot>>,
+    /// What is wanted, by all sources together.
+    pub intent: watch::Receiver<Arc<Intent>>,
+    pub members: watch::Receiver<Arc<Members>>,
+    /// VIPs that this node's data plane serves.
+    pub served: watch::Receiver<Arc<BTreeSet<IpAddr>>>,
+    /// True: give the Lease back and end.
+    pub stop: watch::Receiver<bool>,
+}
+
+/// Runs until told to stop, tells `ended`, and never returns.
+///
+/// `me`: name of this process in this life, no other's.
+pub async fn run(
+    settings: KubernetesSettings,
+    me: String,
+    clock: fn() -> u64,
+    inlets: Inlets,
+    ended: watch::Sender<bool>,
+) {
+    let Inlets { connection, snapshot, intent, members, served, stop } = inlets;
+    let (ways, client) = watch::channel(None);
+    let (seen, matter) = watch::channel(None);
+    let default_class = settings.default_class;
+    let seed = intent.borrow().agent.seed;
+    let desk = Desk {
+        client,
+        snapshot: matter,
+        world: Box::new(move |it: &Snapshot| world(it, default_class, &intent.borrow())),
+        served,
+        stop,
+        namespace: settings.namespace,
+        seed: keyed(&seed, DOMAIN).finish() ^ clock(),
+        me,
+        default_class,
+        turn: Box::new(move || turn(&seed, &members.borrow())),
+        clock,
+    };
+    tokio::select! {
+        () = controller::run(desk) => {}
+        () = forward(connection, snapshot, ways, seen) => {}
+    }
+    ended.send_replace(true);
+    pending().await
+}
+
+/// Passes on what the controller needs, and only when that has changed: endpoints change all the time.
+async fn forward(
+    mut connection: watch::Receiver<Option<Arc<Connection>>>,
+    mut snapshot: watch::Receiver<Option<Snapshot>>,
+    ways: watch::Sender<Option<Client>>,
+    seen: watch::Sender<Option<Snapshot>>,
+) {
+    loop {
+        ways.send_replace(connection.borrow_and_update().as_ref().map(|it| it.client.clone()));
+        let now = snapshot.borrow_and_update().clone();
+        seen.send_if_modified(|former| {
+            let changed = former.as_ref().map(parts) != now.as_ref().map(parts);
+            if changed {
+                *former = now;
+            }
+            changed
+        });
+        let alive = tokio::select! {
+            result = connection.changed() => result.is_ok(),
+            result = snapshot.changed() => result.is_ok(),
+        };
+        if !alive {
+            // A sender that is gone shows as its task's end.
+            pending::<()>().await;
+        }
+    }
+}
+
+/// What addresses depend on, as it lies in memory.
+fn parts(snapshot: &Snapshot) -> [*const (); 3] {
+    let Snapshot { services, pools, namespaces, .. } = snapshot;
+    [Arc::as_ptr(services).cast(), Arc::as_ptr(pools).cast(), Arc::as_ptr(namespaces).cast()]
+}
+
+/// How many of those that live stand before this node, in an order that all know.
+fn turn(seed: &[u8; 16], members: &Members) -> usize {
+    let key = keyed(seed, DOMAIN);
+    let rank = |name: &str| absorb(key, name.as_bytes()).finish();
+    let mine = rank(&members.own);
+    let alive = members.nodes.iter().filter(|(_, member)| member.life.forwards());
+    alive.filter(|(name, _)| **name != members.own && rank(name) > mine).count()
+}
+
+fn world(snapshot: &Snapshot, default_class: bool, intent: &Intent) -> World {
+    let services = snapshot.services.values().filter_map(|service| {
+        let object = service.object.as_ref()?;
+        // It was read as if Services without a class were ours.
+        let ours = object.ours && service.is_ours(default_class);
+        Some(ServiceObject { ours, ..object.clone() })
+    });
+    let namespaces = snapshot.namespaces.iter();
+    World {
+        services: services.collect(),
+        pools: snapshot.pools.values().map(|pool| (**pool).clone()).collect(),
+        namespaces: namespaces.map(|(name, it)| (name.name.clone(), it.labels.clone())).collect(),
+        reserved: reserved(intent),
+    }
+}
+
+/// Addresses that no Service may have, and whose they are.
+fn reserved(intent: &Intent) -> BTreeMap<IpAddr, String> {
+    let of_nodes = intent.nodes.values().flat_map(|node| {
+        node.addresses.iter().map(|address| (*address, format!("Node/{}", node.name)))
+    });
+    let own = intent.frontends.values().filter(|it| !it.name.starts_with(intent::OF_SERVICE));
+    let of_frontends =
+        own.flat_map(|it| it.addresses.iter().map(|address| (*address, it.origin())));
+    of_nodes.chain(of_frontends).collect()
+}
+
+#[cfg(test)]
+#[path = "allocator_tests.rs"]
+mod tests;
