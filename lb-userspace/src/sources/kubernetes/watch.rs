@@ -27,7 +27,7 @@ use serde::de::DeserializeOwned;
 use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
@@ -62,6 +62,9 @@ const KINDS: [&str; 6] = ["Services", "EndpointSlices", "Nodes", "Namespaces", F
 /// Between two tries after a failure.
 const RETRY: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(200)..=Duration::from_secs(5);
+
+/// A watch that fails does so at once: one that is silent for so long works, and has nothing to tell.
+const QUIET: Duration = Duration::from_secs(3);
 
 /// Until it is looked again whether there is a kind that did not exist.
 const ABSENT_RETRY: Duration = Duration::from_secs(15);
@@ -271,11 +274,19 @@ where
     async fn follow(&mut self, mut events: Events<T::Object>, connection: &Connection) -> Ended {
         let mut list: Option<BTreeMap<Arc<Name>, Arc<T>>> = None;
         let mut wait = *RETRY.start();
-        let mut published = false;
+        let (mut published, mut troubled) = (false, false);
         loop {
             let next = match published {
-                // What has come already is told together.
+                true if troubled => match timeout(QUIET, events.next()).await {
+                    Ok(next) => next,
+                    Err(_) => {
+                        self.trouble(None);
+                        troubled = false;
+                        continue;
+                    }
+                },
                 true => events.next().await,
+                // What has come already is told together.
                 false => match events.next().now_or_never() {
                     Some(next) => next,
                     None => {
@@ -307,6 +318,7 @@ where
                 }
                 Some(Err(error)) => {
                     self.trouble(Some(chain(&error)));
+                    troubled = true;
                     self.shared.doubts.notify_one();
                     self.publish();
                     sleep(wait).await;
