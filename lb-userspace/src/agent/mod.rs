@@ -96,7 +96,15 @@ pub fn run(args: AgentArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         match args.cleanup {
-            true => cleanup::cleanup(args).await,
+            true => {
+                let stay = args.stay;
+                let mut end = EndSignals::new()?;
+                cleanup::cleanup(args).await?;
+                if stay {
+                    end.asked().await;
+                }
+                Ok(())
+            }
             false => {
                 // From the first moment on: a start that is interrupted ends in order too.
                 let mut end = EndSignals::new()?;

@@ -10,7 +10,9 @@ use super::{
     check::CheckArgs,
     counters::CountersArgs,
     drain::{DrainArgs, UndrainArgs},
+    manifest::ManifestCommand,
     owners::OwnersArgs,
+    probe::Question,
     vips::VipsArgs,
 };
 
@@ -114,6 +116,12 @@ pub enum Command {
     /// Show the agent, its peers, problems and the health of targets
     #[command(after_help = "Example:\n  weir status")]
     Status(Output),
+    /// Tell whether the agent lives or is ready, by the exit status alone
+    #[command(after_help = "Example:\n  weir probe ready")]
+    Probe {
+        /// What is asked
+        question: Question,
+    },
     /// Check whether this machine can run weir; exit status 1 if it cannot
     #[command(
         after_help = "Examples:\n  weir check --config /etc/weir/weir.yaml\n  weir check --uplink eth0 --uplink eth1"
@@ -133,12 +141,6 @@ pub enum Command {
     },
 }
 
-#[derive(Clone, Copy, Debug, Subcommand)]
-pub enum ManifestCommand {
-    /// The definitions of our own kinds of objects
-    Crds,
-}
-
 #[derive(Args, Debug)]
 pub struct AgentCommand {
     /// YAML file of Agent, Node and Frontend objects; read again whenever it changes
@@ -150,6 +152,9 @@ pub struct AgentCommand {
     /// Run nothing; detach the programs and remove the pins: this node stops serving
     #[arg(long)]
     pub cleanup: bool,
+    /// Then wait to be told to end: a pod that ends would be started again
+    #[arg(long, requires = "cleanup")]
+    pub stay: bool,
 }
 
 /// What `weir agent` was told. The folders win over the `Agent` object's.
@@ -161,11 +166,13 @@ pub struct AgentArgs {
     pub state_dir: Option<PathBuf>,
     /// Run nothing: detach the programs and remove the pins.
     pub cleanup: bool,
+    /// Wait for a signal after that.
+    pub stay: bool,
 }
 
 impl AgentArgs {
     pub fn new(command: AgentCommand, dirs: Dirs) -> Self {
-        let AgentCommand { config, node, cleanup } = command;
-        Self { config, node, pin_dir: dirs.pin_dir, state_dir: dirs.state_dir, cleanup }
+        let AgentCommand { config, node, cleanup, stay } = command;
+        Self { config, node, pin_dir: dirs.pin_dir, state_dir: dirs.state_dir, cleanup, stay }
     }
 }

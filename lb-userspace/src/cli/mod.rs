@@ -9,9 +9,11 @@ pub mod check;
 pub mod counters;
 pub mod drain;
 mod fault;
+pub mod manifest;
 mod members;
 mod output;
 pub mod owners;
+pub mod probe;
 mod read;
 pub mod snapshot;
 mod status;
@@ -31,7 +33,7 @@ use std::{
 use clap::{CommandFactory, Parser};
 
 use self::{
-    args::{AgentArgs, Cli, Command, Dirs, ManifestCommand, Output},
+    args::{AgentArgs, Cli, Command, Dirs, Output},
     arrivals::{Arrivals, ArrivalsArgs, Filter},
     backends::Backends,
     counters::{Counters, CountersArgs},
@@ -44,7 +46,7 @@ use self::{
     vips::{Vips, VipsArgs},
     why::Why,
 };
-use crate::{agent, dataplane::maps::Maps, report::status::AgentStatus, sources::kubernetes::crd};
+use crate::{agent, dataplane::maps::Maps, report::status::AgentStatus};
 
 /// Runs the process's own command line. 0: done, 1: failed, 2: misused.
 pub fn main() -> ExitCode {
@@ -66,7 +68,11 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             emit(&mut io::stdout().lock(), &text)?;
             return Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
-        Command::Manifest { what: ManifestCommand::Crds } => crd::manifests()?,
+        Command::Probe { question } => {
+            probe::run(question, &dirs)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Manifest { what } => manifest::run(what, &dirs)?,
         Command::Completion { shell } => completion(shell),
         Command::Vips(args) => vips(&dirs, args)?,
         Command::Members(output) => {

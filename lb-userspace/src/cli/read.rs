@@ -27,7 +27,7 @@ use crate::{
 pub fn snapshot(maps: &Maps) -> anyhow::Result<Snapshot> {
     let boottime = now(ClockId::CLOCK_BOOTTIME)?;
     let mut found = Snapshot {
-        heartbeat_ms: maps.heartbeat().map(|at| boottime.saturating_sub(at) / 1_000_000),
+        heartbeat_ms: heartbeat_ms(maps)?,
         now: now(ClockId::CLOCK_MONOTONIC)?,
         mss: (maps.state(state::MSS_V4), maps.state(state::MSS_V6)),
         reasons: maps.reason_counters()?,
@@ -70,6 +70,12 @@ pub fn snapshot(maps: &Maps) -> anyhow::Result<Snapshot> {
     let named = uplinks.list.iter().filter(|uplink| uplink.ifindex != 0);
     found.uplinks = named.map(|uplink| interface_name(uplink.ifindex)).collect();
     Ok(found)
+}
+
+/// Age of the agent's last heartbeat in ms; none since the maps were made.
+pub fn heartbeat_ms(maps: &Maps) -> nix::Result<Option<u64>> {
+    let boottime = now(ClockId::CLOCK_BOOTTIME)?;
+    Ok(maps.heartbeat().map(|at| boottime.saturating_sub(at) / 1_000_000))
 }
 
 fn read_frontend(maps: &Maps, service: u32) -> anyhow::Result<Frontend> {

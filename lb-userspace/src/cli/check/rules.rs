@@ -168,32 +168,41 @@ fn btf(host: &Host) -> Finding {
     }
 }
 
-/// Capabilities that the agent needs, with their number (linux/capability.h).
-const NET_ADMIN: (u32, &str) = (12, "CAP_NET_ADMIN");
-const SYS_ADMIN: (u32, &str) = (21, "CAP_SYS_ADMIN");
-const PERFMON: (u32, &str) = (38, "CAP_PERFMON");
-const BPF: (u32, &str) = (39, "CAP_BPF");
+/// Of linux/capability.h.
+const SYS_ADMIN: u32 = 21;
+const PERFMON: u32 = 38;
+const BPF: u32 = 39;
+
+/// Capabilities that the agent cannot do without, by number.
+const NEEDED: [(u32, &str); 4] =
+    [(12, "CAP_NET_ADMIN"), (13, "CAP_NET_RAW"), (PERFMON, "CAP_PERFMON"), (BPF, "CAP_BPF")];
+
+/// Without them something is lost.
+const USED: [(u32, &str, &str); 2] = [
+    (SYS_ADMIN, "CAP_SYS_ADMIN", "sockets of pods that lead to a dead backend are not ended"),
+    (23, "CAP_SYS_NICE", "probes of other nodes may come late on a busy node"),
+];
 
 fn capabilities(host: &Host) -> Finding {
     const CHECK: &str = "capabilities";
     let Some(set) = host.capabilities else { return Finding::unknown(CHECK, "/proc/self/status") };
-    let has = |(bit, _): (u32, &str)| set >> bit & 1 == 1;
-    let missing: Vec<_> = [NET_ADMIN, SYS_ADMIN, PERFMON, BPF]
-        .into_iter()
-        // The kernel takes CAP_SYS_ADMIN for the two that were split off from it.
-        .filter(|&needed| !(has(needed) || matches!(needed, PERFMON | BPF) && has(SYS_ADMIN)))
-        .map(|(_, name)| name)
-        .collect();
-    if missing.is_empty() {
-        return Finding::ok(CHECK, "all that loading, attaching and pinning need");
+    let lacks = |number: u32| set >> number & 1 == 0;
+    let fix =
+        |missing: &str| format!("run as root, or add {missing} to the container's securityContext");
+    // The kernel takes CAP_SYS_ADMIN for the two that were split off from it.
+    let stands_in = |number| matches!(number, PERFMON | BPF) && !lacks(SYS_ADMIN);
+    let missing = NEEDED.into_iter().filter(|&(number, _)| lacks(number) && !stands_in(number));
+    let missing: Vec<_> = missing.map(|(_, name)| name).collect();
+    if !missing.is_empty() {
+        let missing = missing.join(", ");
+        return Finding::bad(CHECK, Level::Fail, format!("missing: {missing}"), fix(&missing));
     }
-    let missing = missing.join(", ");
-    Finding::bad(
-        CHECK,
-        Level::Fail,
-        format!("missing: {missing}"),
-        format!("run as root, or add {missing} to the container's securityContext"),
-    )
+    match USED.into_iter().find(|(number, ..)| lacks(*number)) {
+        Some((_, name, lost)) => {
+            Finding::bad(CHECK, Level::Warn, format!("missing: {name}: {lost}"), fix(name))
+        }
+        None => Finding::ok(CHECK, "all that the agent uses"),
+    }
 }
 
 fn bpffs(host: &Host) -> Finding {

@@ -104,12 +104,17 @@ fn what_the_host_lacks_is_said_with_its_fix() {
         Case {
             name: "no capability at all",
             change: |facts| facts.host.capabilities = Some(0),
-            expect: &[("capabilities", Fail, "CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF")],
+            expect: &[("capabilities", Fail, "CAP_NET_ADMIN, CAP_NET_RAW, CAP_PERFMON, CAP_BPF")],
         },
         Case {
-            name: "SYS_ADMIN stands for BPF and PERFMON, not for NET_ADMIN",
+            name: "SYS_ADMIN stands for BPF and PERFMON, not for NET_ADMIN and NET_RAW",
             change: |facts| facts.host.capabilities = Some(1 << 21),
-            expect: &[("capabilities", Fail, "missing: CAP_NET_ADMIN")],
+            expect: &[("capabilities", Fail, "missing: CAP_NET_ADMIN, CAP_NET_RAW")],
+        },
+        Case {
+            name: "no SYS_ADMIN",
+            change: |facts| facts.host.capabilities = Some(!(1 << 21)),
+            expect: &[("capabilities", Warn, "sockets of pods")],
         },
         Case {
             name: "pins off bpffs",
