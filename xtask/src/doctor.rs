@@ -78,7 +78,8 @@ fn tools(workspace: &Workspace) -> Result<Vec<Finding>> {
     let chosen = toolchain::choose(&toolchains);
     findings.extend(toolchains.iter().map(|found| toolchain_finding(found, chosen)));
     let kubernetes = setup::to_build_kubernetes(workspace, Parts::ControlPlane)?;
-    let needs = [setup::to_build(), setup::to_run(), setup::to_lint(workspace), kubernetes];
+    let helm = setup::to_build_helm(workspace)?;
+    let needs = [setup::to_build(), setup::to_run(), setup::to_lint(workspace), kubernetes, helm];
     findings.extend(needs.into_iter().flatten().map(need_finding));
     findings.push(optional_program("bpftool", "shows loaded programs and maps", "bpftool"));
     Ok(findings)

@@ -1,17 +1,12 @@
 //! Builds what `tests/kubernetes` describes: etcd, the API server, the controller manager and kubectl as one binary, in the
 //! user's cache, once for each state of that folder.
-//!
-//! Its go.mod names the versions of Kubernetes and of Go. Any Go on the path will do: another version is fetched by it, as
-//! the module that Go publishes its releases as. Never changes the machine's Go, its settings or its caches; what the build
-//! leaves, 5 GB, is removed when it succeeds, and a build that was broken off goes on where it was.
 
-use std::fs::{self, File, Permissions};
-use std::os::unix::fs::PermissionsExt as _;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 
+use crate::go;
 use crate::process::CommandExt as _;
 use crate::workspace::{Workspace, hash_files, tool_cache};
 
@@ -48,8 +43,8 @@ impl Kubernetes {
         let module = workspace.root.join(MODULE);
         let file = module.join("go.mod");
         let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
-        let version = word_after(&text, "require k8s.io/kubernetes ")?.to_owned();
-        let go = word_after(&text, "toolchain ")?.to_owned();
+        let version = go::word_after(&text, "require k8s.io/kubernetes ")?.to_owned();
+        let go = go::word_after(&text, "toolchain ")?.to_owned();
         let hash = hash_files(&workspace.root, &[MODULE])?;
         let suffix = if parts == Parts::WithNodes { "-full" } else { "" };
         let binary = tool_cache()?.join(format!("kubernetes-{version}-{hash:016x}{suffix}"));
@@ -73,33 +68,15 @@ impl Kubernetes {
         if !install {
             bail!("Kubernetes {} is missing at {}", self.version, self.binary.display());
         }
-        let cache = tool_cache()?;
-        fs::create_dir_all(&cache).with_context(|| format!("create {}", cache.display()))?;
-        // Another build would take the same cores and the same folder; it may even be of the same binary.
-        let lock =
-            File::create(cache.join("kubernetes.lock")).context("create the build's lock")?;
-        lock.lock().context("wait for another build of Kubernetes")?;
-        if self.is_built() {
-            return Ok(&self.binary);
-        }
-        eprintln!(
-            "building Kubernetes {} into {} (once, 13 minutes of one core)",
-            self.version,
-            self.binary.display()
-        );
-        let work = cache.join("kubernetes.build");
-        fs::create_dir_all(&work).with_context(|| format!("create {}", work.display()))?;
-        let built =
-            self.build(&work).with_context(|| format!("build Kubernetes {}", self.version))?;
-        fs::rename(&built, &self.binary).context("put Kubernetes in place")?;
-        fs::remove_dir_all(&work).with_context(|| format!("remove {}", work.display()))?;
+        let what = format!("Kubernetes {}", self.version);
+        go::build_once(&self.binary, &what, "13 minutes of one core", |work| self.build(work))?;
         Ok(&self.binary)
     }
 
     fn build(&self, work: &Path) -> Result<PathBuf> {
-        let go = self.go(work)?;
+        let go = go::toolchain(&self.go, work)?;
         let built = work.join("kubernetes");
-        let mut command = go_command(&go, work);
+        let mut command = go::command(&go, work);
         // With the same flags the binary is the same, byte by byte.
         command
             .current_dir(&self.module)
@@ -128,78 +105,6 @@ impl Kubernetes {
         let values = values.map(|(name, value)| format!(" -X {VERSION_PACKAGE}.{name}={value}"));
         Ok(format!("-s -w{}", values.concat()))
     }
-
-    /// The `go` of the version that go.mod names.
-    fn go(&self, work: &Path) -> Result<PathBuf> {
-        let on_path = Path::new("go");
-        let ask =
-            go_command(on_path, work).args(["env", "GOVERSION", "GOOS", "GOARCH"]).stdout_of()?;
-        let mut answer = ask.lines();
-        let (Some(version), Some(os), Some(arch)) = (answer.next(), answer.next(), answer.next())
-        else {
-            bail!("go does not say what it is: {ask:?}");
-        };
-        if version == self.go {
-            return Ok(on_path.into());
-        }
-        eprintln!("fetching {} by {version}", self.go);
-        let release = format!("golang.org/toolchain@v0.0.1-{}.{os}-{arch}", self.go);
-        let ask =
-            go_command(on_path, work).args(["mod", "download", "-json", &release]).stdout_of()?;
-        let answer: serde_json::Value = serde_json::from_str(&ask).context("read go's answer")?;
-        let root = Path::new(answer["Dir"].as_str().context("go does not say where it put Go")?);
-        unpack_go(root).with_context(|| format!("make {} usable", root.display()))?;
-        Ok(root.join("bin/go"))
-    }
-}
-
-/// A module holds no executables and no go.mod below its root; Go's releases have both.
-fn unpack_go(root: &Path) -> Result<()> {
-    for pattern in ["bin", "pkg/tool"] {
-        for file in files_below(&root.join(pattern))? {
-            fs::set_permissions(&file, Permissions::from_mode(0o755))?;
-        }
-    }
-    let (packed, unpacked) = (root.join("src/_go.mod"), root.join("src/go.mod"));
-    if packed.is_file() {
-        fs::copy(packed, unpacked)?;
-    }
-    ensure!(root.join("bin/go").is_file(), "there is no go in it");
-    Ok(())
-}
-
-fn files_below(dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))? {
-        let path = entry?.path();
-        if path.is_dir() {
-            files.extend(files_below(&path)?);
-        } else {
-            files.push(path);
-        }
-    }
-    Ok(files)
-}
-
-/// A go command that keeps all it fetches and makes below `work`, and is the one that it was called as.
-fn go_command(go: &Path, work: &Path) -> Command {
-    let mut command = Command::new(go);
-    command
-        .current_dir(work)
-        .env("GOTOOLCHAIN", "local")
-        .env("GOMODCACHE", work.join("modules"))
-        .env("GOCACHE", work.join("cache"))
-        // Else nobody could remove the modules again.
-        .env("GOFLAGS", "-modcacherw")
-        .env("CGO_ENABLED", "0")
-        .env_remove("GOROOT");
-    command
-}
-
-/// The word behind `prefix` on the one line that starts with it.
-fn word_after<'a>(text: &'a str, prefix: &str) -> Result<&'a str> {
-    let word = text.lines().find_map(|line| line.strip_prefix(prefix));
-    word.map(str::trim).with_context(|| format!("{MODULE}/go.mod has no line {prefix:?}"))
 }
 
 #[cfg(test)]

@@ -7,6 +7,9 @@ mod cargo_output;
 mod check;
 mod crds;
 mod doctor;
+mod go;
+mod helm;
+mod image;
 mod kubernetes;
 mod process;
 mod revision;
@@ -21,6 +24,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 
+use helm::Helm;
 use kubernetes::{Kubernetes, Parts};
 use process::CommandExt as _;
 use workspace::Workspace;
@@ -73,6 +77,24 @@ enum Task {
         /// With what a real node runs: kubelet, kube-proxy and the scheduler
         #[arg(long)]
         full: bool,
+    },
+    /// Build the Helm that renders and tests the chart, unless it is there, and say where it is
+    BuildHelm {
+        #[command(flatten)]
+        setup: Setup,
+    },
+    /// Write deploy/weir.yaml, the chart's objects for who has no Helm
+    Manifests {
+        #[command(flatten)]
+        setup: Setup,
+    },
+    /// Build the container image, an OCI archive; the same sources and compiler make the same bytes
+    Image {
+        #[command(flatten)]
+        setup: Setup,
+        /// Make only what is in it, for another builder: its root folder
+        #[arg(long)]
+        root: bool,
     },
     /// Write the definitions of weir's objects in Kubernetes, deploy/crds, from the Rust types
     Crds,
@@ -133,6 +155,23 @@ fn main() -> Result<()> {
             let parts = if full { Parts::WithNodes } else { Parts::ControlPlane };
             setup::ensure(&setup::to_build_kubernetes(&workspace, parts)?, !setup.no_install)?;
             println!("{}", Kubernetes::of(&workspace, parts)?.binary().display());
+            Ok(())
+        }
+        Task::BuildHelm { setup } => {
+            setup::ensure(&setup::to_build_helm(&workspace)?, !setup.no_install)?;
+            println!("{}", Helm::of(&workspace)?.binary().display());
+            Ok(())
+        }
+        Task::Manifests { setup } => {
+            setup::ensure(&setup::to_build_helm(&workspace)?, !setup.no_install)?;
+            helm::write_manifests(&workspace)
+        }
+        Task::Image { setup, root } => {
+            build_bpf(&workspace, &setup, None)?;
+            if !root {
+                return image::write(&workspace);
+            }
+            println!("{}", image::build_root(&workspace)?.display());
             Ok(())
         }
         Task::Crds => crds::write(&workspace),

@@ -1,4 +1,4 @@
-//! Installs what a task needs and the machine lacks: Debian packages, rustup components, bpf-linker, Kubernetes.
+//! Installs what a task needs and the machine lacks: Debian packages, rustup components, bpf-linker, Kubernetes, Helm.
 //!
 //! Says what it installs, touches nothing that is there, and with `install` false only says what is
 //! missing. Never adds package sources and never replaces a tool-chain.
@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::helm::Helm;
 use crate::kubernetes::{Kubernetes, Parts};
 use crate::process::{CommandExt as _, has_program, is_root};
 use crate::toolchain;
@@ -33,6 +34,8 @@ pub enum Source {
     BpfLinker,
     /// Built by Go into the user's cache.
     Kubernetes(Kubernetes),
+    /// Likewise.
+    Helm(Helm),
 }
 
 impl Need {
@@ -48,6 +51,7 @@ impl Need {
             Source::Rustup(component) => format!("rustup component add {component}"),
             Source::BpfLinker => "cargo xtask build-bpf builds it".into(),
             Source::Kubernetes(_) => "cargo xtask build-kubernetes builds it".into(),
+            Source::Helm(_) => "cargo xtask build-helm builds it".into(),
         }
     }
 }
@@ -96,15 +100,25 @@ pub fn to_run() -> Vec<Need> {
 pub fn to_build_kubernetes(workspace: &Workspace, parts: Parts) -> Result<Vec<Need>> {
     let kubernetes = Kubernetes::of(workspace, parts)?;
     let built = kubernetes.is_built();
-    let go = Need::apt(
-        &format!("Go ({}, or any that can fetch it)", kubernetes.go),
-        "builds Kubernetes",
-        built || has_program("go"),
-        &["golang-go"],
-    );
+    let go = go(&kubernetes.go, "builds Kubernetes", built);
     let what = format!("Kubernetes {}", kubernetes.version);
     let why = "is what tests of Kubernetes run against";
     Ok(vec![go, Need { what, why, met: built, source: Source::Kubernetes(kubernetes) }])
+}
+
+/// What the chart is rendered and tested with. Go is not among it once it is built.
+pub fn to_build_helm(workspace: &Workspace) -> Result<Vec<Need>> {
+    let helm = Helm::of(workspace)?;
+    let built = helm.is_built();
+    let go = go(&helm.go, "builds Helm", built);
+    let what = format!("Helm {}", helm.version);
+    let why = "renders the chart, and installs it in tests";
+    Ok(vec![go, Need { what, why, met: built, source: Source::Helm(helm) }])
+}
+
+fn go(version: &str, why: &'static str, built: bool) -> Need {
+    let what = format!("Go ({version}, or any that can fetch it)");
+    Need::apt(&what, why, built || has_program("go"), &["golang-go"])
 }
 
 /// What only the test layers need.
@@ -162,6 +176,9 @@ pub fn ensure(needs: &[Need], install: bool) -> Result<()> {
             }
             Source::Kubernetes(kubernetes) => {
                 kubernetes.ensure(true)?;
+            }
+            Source::Helm(helm) => {
+                helm.ensure(true)?;
             }
         }
     }

@@ -10,10 +10,11 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 
 use crate::cargo_output::Counts;
+use crate::helm::Helm;
 use crate::kubernetes::{Kubernetes, Parts};
 use crate::process::CommandExt as _;
 use crate::workspace::Workspace;
-use crate::{bpf, check, kubernetes, setup, weir};
+use crate::{bpf, check, helm, kubernetes, setup, weir};
 
 /// The layers, in the order in which they run.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -62,6 +63,7 @@ pub fn run(workspace: &Workspace, install: bool, only: &[Layer]) -> Result<()> {
     let asked = |layer: Layer| only.is_empty() || only.contains(&layer);
     if asked(Layer::Kube) {
         needs.extend(setup::to_build_kubernetes(workspace, Parts::ControlPlane)?);
+        needs.extend(setup::to_build_helm(workspace)?);
     }
     setup::ensure(&needs, install)?;
 
@@ -136,6 +138,7 @@ fn kernel_tests(
     }
     if layer == Layer::Kube {
         command.env(kubernetes::BINARY, Kubernetes::of(workspace, Parts::ControlPlane)?.binary());
+        command.env(helm::BINARY, Helm::of(workspace)?.binary());
     }
     weir::build(workspace, "debug")?;
     command
