@@ -12,7 +12,7 @@ use super::state::{Inlets, State};
 use crate::{
     announce::Why,
     membership::{NodeStatus, Report},
-    model::{CheckKind, Drainable, Health, MemberState, Members, Problem, Target, drains::Order},
+    model::{CheckKind, Drainable, Health, MemberState, Problem, Target, drains::Order},
     plan::history::Unsettled,
     report::status::{
         self, AgentStatus, CandidateStatus, DrainStatus, FrontendStatus, HealthWord,
@@ -39,8 +39,9 @@ impl State {
     }
 
     fn status(&self, inlets: &Inlets) -> AgentStatus {
-        let source = inlets.source.borrow();
-        let intent = inlets.intent.borrow();
+        // Copies: a borrow that lasts while the same is borrowed again waits for ever if a writer came between.
+        let source = inlets.source.borrow().clone();
+        let intent = inlets.intent.borrow().clone();
         AgentStatus {
             schema: status::SCHEMA.into(),
             node: intent.agent.node.clone(),
@@ -87,8 +88,8 @@ impl State {
     }
 
     fn members(&self, inlets: &Inlets) -> Vec<MemberStatus> {
-        let (intent, report) = (inlets.intent.borrow(), inlets.membership.borrow());
-        let members: &Members = &inlets.members.borrow();
+        let (intent, report) = (inlets.intent.borrow().clone(), inlets.membership.borrow().clone());
+        let members = inlets.members.borrow().clone();
         let status = |(name, state): (&String, &MemberState)| {
             let seen = report.nodes.get(name).cloned().unwrap_or_default();
             let node = intent.nodes.get(name);
@@ -170,7 +171,8 @@ impl State {
 
     /// The flows of backends that get no new ones: as none of their slots are theirs, all are displaced.
     fn remaining(&self, inlets: &Inlets) -> Vec<RemainingStatus> {
-        let (consensus, scanned) = (inlets.consensus.borrow(), inlets.scanned.borrow());
+        let (consensus, scanned) =
+            (inlets.consensus.borrow().clone(), inlets.scanned.borrow().clone());
         let mut claimed: BTreeMap<SocketAddr, u64> = BTreeMap::new();
         for (address, (flows, _)) in consensus.claims.values().flat_map(|it| &it.flows) {
             if self.desired.ending.contains(address) {
@@ -239,7 +241,7 @@ fn counted(report: &Report) -> BTreeMap<String, u64> {
 }
 
 fn targets(inlets: &Inlets) -> Vec<TargetStatus> {
-    let verdicts = inlets.verdicts.borrow();
+    let verdicts = inlets.verdicts.borrow().clone();
     let status = |target: &Target| {
         let (health, reason) = match verdicts.get(target) {
             None | Some(Health::Unknown) => (HealthWord::Unknown, None),

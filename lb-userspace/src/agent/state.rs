@@ -456,7 +456,7 @@ impl State {
 
     /// Whether all VIPs are handed over, or there is nobody to take them.
     pub fn may_go(&self, inlets: &Inlets) -> bool {
-        let members = inlets.members.borrow();
+        let members = inlets.members.borrow().clone();
         let takes = |(name, member): (&String, &MemberState)| {
             let stays = member.card.as_ref().is_some_and(|card| !card.leaving);
             *name != members.own && member.life == Life::Alive && stays

@@ -139,9 +139,9 @@ impl Claims {
     /// When the next scan is due.
     fn scan_at(&self) -> Instant {
         let (applied, Some(began)) = &self.scanned else { return Instant::now() };
-        let recent = &self.channels.applied.borrow().recent;
+        let recent = self.channels.applied.borrow().recent.clone();
         let rest = match () {
-            () if *recent != applied.recent => SCAN_REST,
+            () if recent != applied.recent => SCAN_REST,
             () if self.publisher.claims_any() || !recent.is_empty() => SCAN_CLAIMED,
             () => SCAN_QUIET,
         };

@@ -159,7 +159,7 @@ impl Runner {
             incarnation,
             random,
         };
-        let secrets = channels.keys.borrow();
+        let secrets = channels.keys.borrow().clone();
         let no_key = || io::Error::other("no key for gossip");
         let seal = Seal::new(Keys::new(&secrets).ok_or_else(no_key)?, &secret, now);
         let (events, event) = mpsc::channel(EVENTS);

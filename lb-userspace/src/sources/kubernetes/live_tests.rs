@@ -246,6 +246,21 @@ async fn nothing_is_told_before_every_first_list_and_every_change_after() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_watch_that_fails_and_then_has_nothing_to_tell_is_no_trouble() {
+    let server = Fake::start("u").await;
+    fill(&server);
+    let mut client = Client::start(&[&server], Expected::default(), LONG);
+    client.knows(|it| names(it) == "a b").await;
+    let busy = json!({"metadata": {}, "status": "Failure", "message": "storage is (re)initializing",
+        "reason": "TooManyRequests", "code": 429});
+    server.tell("services", "ERROR", busy);
+    for troubled in [true, false] {
+        let told = client.troubles.wait_for(|it| it.contains_key("Services") == troubled);
+        timeout(LONG, told).await.expect("in time").expect("it runs");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_hangs_or_dies_is_left_for_another_and_the_state_stays() {
     let (one, two) = (Fake::start("u").await, Fake::start("u").await);
     for server in [&one, &two] {

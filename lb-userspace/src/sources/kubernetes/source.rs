@@ -252,7 +252,7 @@ impl Source {
         let connection = self.connection.borrow_and_update().clone();
         let servers = self.servers.borrow_and_update().clone();
         let troubles = self.troubles.borrow_and_update().clone();
-        let snapshot = self.snapshot.borrow();
+        let snapshot = self.snapshot.borrow().clone();
         let stale = match (&connection, snapshot.is_some()) {
             (None, true) => {
                 Some("no API server can be used; what Kubernetes said last stays in force")
