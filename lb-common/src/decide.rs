@@ -20,6 +20,13 @@ const MAX_WINDOW: u32 = 65_535 << 14;
 /// clash, in ns.
 pub const CLASH_IDLE: u64 = 60_000_000_000;
 
+/// How far behind the end of what the backend sent a client's last segments may be: it had more under way
+/// than any common window holds. The wider, the likelier a new connection's are taken for them (0.1 %).
+const LAST_BEHIND: u32 = 1 << 22;
+
+/// Most that a segment with FIN ends behind its sequence number: its data, and the FIN.
+const LAST_LENGTH: u32 = 1 << 16;
+
 /// What the header of one TCP segment says.
 #[derive(Clone, Copy, Debug)]
 pub struct Segment {
@@ -68,10 +75,19 @@ pub const fn promotes(arrival: &Arrival, segment: &Segment) -> bool {
         && segment.ack.wrapping_sub(arrival.backend_seq) <= MAX_WINDOW
 }
 
-/// Whether an established arrival counts to a client's segment for `service`.
+/// Whether an established arrival counts to a client's segment for `service`. Of one that both sides have
+/// closed, only what still acknowledges that backend does: the port may be in use again, by another
+/// backend, before the arrival has aged.
 #[inline(always)]
 pub const fn established_counts(arrival: &Arrival, service: u32, segment: &Segment) -> bool {
-    arrival.service == service && !(segment.opens() && ages_fast(arrival.flags()))
+    arrival.service == service && (!ages_fast(arrival.flags()) || is_last(arrival, segment))
+}
+
+/// Whether a segment is one of the last of a closed connection.
+#[inline(always)]
+const fn is_last(closed: &Arrival, segment: &Segment) -> bool {
+    let heard = segment.ack.wrapping_sub(closed.backend_seq).wrapping_add(LAST_BEHIND);
+    !segment.opens() && (segment.resets() || heard <= LAST_BEHIND + LAST_LENGTH)
 }
 
 /// Whether an opening counts: to a SYN, or to a segment that promotes it. What a stray made is no
@@ -119,6 +135,17 @@ pub const fn seen_from_backend(arrival: &Arrival, segment: &Segment, now: Tick) 
         set |= flags::BACKEND_RST;
     }
     Arrival::pack(set, now)
+}
+
+/// Notes in an established arrival what the backend sends; of its last segment also where that is, by which
+/// [`established_counts`] knows the client's last ones.
+#[inline(always)]
+pub const fn answered(arrival: &Arrival, segment: &Segment, now: Tick) -> Arrival {
+    let backend_seq = match segment.flags & (tcp::FIN | tcp::RST) {
+        0 => arrival.backend_seq,
+        _ => segment.seq,
+    };
+    Arrival { backend_seq, seen: seen_from_backend(arrival, segment, now), ..*arrival }
 }
 
 /// Notes in an opening what the backend sends. An RST is no sign of a connection: it is what a
@@ -185,6 +212,26 @@ mod tests {
         assert!(!established_counts(&active, 8, &ack) && !established_counts(&active, 8, &syn));
         assert!(established_counts(&closed, 7, &ack), "the last segments");
         assert!(!established_counts(&closed, 7, &syn), "a new connection");
+    }
+
+    #[test]
+    fn closed_arrival_counts_to_the_last_segments_and_not_to_a_later_connection_of_the_port() {
+        let seen = Arrival::pack(flags::CLIENT_FIN, NOW);
+        let closing = Arrival { service: 7, backend_seq: 1, seen, ..Default::default() };
+        let end = u32::MAX - 10;
+        for last in [tcp::FIN | tcp::ACK, tcp::RST] {
+            let closed = answered(&closing, &segment(last, end, 0), NOW);
+            assert!(ages_fast(closed.flags()));
+            let counts = |flags, ack| established_counts(&closed, 7, &segment(flags, 1, ack));
+            assert!(counts(tcp::ACK, end.wrapping_add(1)), "of the FIN");
+            assert!(counts(tcp::ACK, end.wrapping_add(LAST_LENGTH)), "with data");
+            assert!(counts(tcp::FIN | tcp::ACK, end - LAST_BEHIND), "sent before it was heard");
+            assert!(counts(tcp::RST, 0));
+            assert!(!counts(tcp::ACK, end.wrapping_add(LAST_LENGTH + 1)), "of another");
+            assert!(!counts(tcp::ACK, end - LAST_BEHIND - 1), "of another");
+        }
+        let open = answered(&closing, &segment(tcp::ACK, end, 0), NOW);
+        assert!(established_counts(&open, 7, &segment(tcp::ACK, 1, 77)), "not closed");
     }
 
     #[test]

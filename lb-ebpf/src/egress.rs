@@ -89,10 +89,7 @@ fn answer_tcp(key: &ArrivalKey, segment: &Segment) -> Result<Arrival, Reason> {
         return accept(key, segment, now);
     }
     let established = || {
-        maps::established().update(key, |arrival| Arrival {
-            seen: decide::seen_from_backend(arrival, segment, now),
-            ..*arrival
-        })
+        maps::established().update(key, |arrival| decide::answered(arrival, segment, now))
     };
     established()
         .or_else(|| maps::opening().update(key, |arrival| decide::noted(arrival, segment, now)))

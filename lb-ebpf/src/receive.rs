@@ -224,14 +224,16 @@ fn is_known(view: &View<'_>, ip: &Ip, key: &ArrivalKey, service: u32) -> Result<
 #[inline(always)]
 pub fn knows_tcp(key: &ArrivalKey, service: u32, segment: &Segment) -> bool {
     let now = maps::now();
-    let established = maps::established().update(key, |arrival| {
-        let seen = match arrival.service == service {
+    let mut counts = false;
+    maps::established().update(key, |arrival| {
+        counts = decide::established_counts(arrival, service, segment);
+        let seen = match counts {
             true => decide::seen_from_client(arrival, segment, now),
             false => arrival.seen,
         };
         Arrival { seen, ..*arrival }
     });
-    if established.is_some_and(|it| decide::established_counts(&it, service, segment)) {
+    if counts {
         return true;
     }
     let Some(opening) = maps::opening().get(key) else {

@@ -155,6 +155,22 @@ fn fins_and_resets_are_noted() {
 }
 
 #[test]
+fn closed_connection_has_its_last_segments_and_none_of_the_ports_next_one() {
+    for v6 in [false, true] {
+        let mut rig = rig();
+        handshake(&mut rig, v6);
+        rig.ingress(&to_vip(v6).tcp(CLIENT_PORT, LOCAL, "FA").build()).unwrap();
+        let last = from_backend(v6).tcp(BACKEND_PORT, CLIENT_PORT, "FA").seq(5000);
+        rig.egress(&last.build()).unwrap();
+        rig.ingress(&ack(v6).ack(5001).build()).unwrap();
+        assert!(rig.arrivals().unwrap().opening.is_empty(), "of the closed connection");
+        // Without a forwarder that knows better it ends here, as a stray.
+        rig.ingress(&ack(v6).ack(0x8000_0000).build()).unwrap();
+        assert_eq!(rig.arrivals().unwrap().opening.len(), 1, "of another connection");
+    }
+}
+
+#[test]
 fn syn_ack_to_a_direct_client_ends_what_was_known() {
     for v6 in [false, true] {
         let mut rig = rig();
