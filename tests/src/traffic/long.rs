@@ -108,6 +108,14 @@ impl Conversation {
         &self.server
     }
 
+    /// The client's own address and port.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match &self.socket {
+            Socket::Tcp(stream) => stream.local_addr().ok(),
+            Socket::Udp(socket) => socket.local_addr().ok(),
+        }
+    }
+
     /// One more message and its answer, which must be the same server's.
     pub async fn exchange(&mut self) -> Result<(), Failure> {
         let server = self.ask().await?;

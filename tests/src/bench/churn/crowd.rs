@@ -102,6 +102,7 @@ impl Losses {
 pub struct Broken {
     pub by: By,
     pub server: String,
+    pub from: Option<SocketAddr>,
     pub to: SocketAddr,
     pub failure: Failure,
 }
@@ -294,7 +295,8 @@ async fn live(mut life: Life) {
         }
         if let Err(failure) = outcome {
             let server = conversation.server().to_owned();
-            losses.broken.push(Broken { by: life.by, server, to: life.to, failure });
+            let from = conversation.local_addr();
+            losses.broken.push(Broken { by: life.by, server, from, to: life.to, failure });
             lock(&life.shared.living).remove(&life.id);
             return;
         }
