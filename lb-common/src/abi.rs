@@ -13,7 +13,7 @@
 //!   are moved the programs look into both layouts' maps.
 
 /// Version of the pinned layout; part of the pin path, so that two layouts never meet in one map.
-pub const LAYOUT_VERSION: u32 = 3 + cfg!(feature = "next-layout") as u32;
+pub const LAYOUT_VERSION: u32 = 4 + cfg!(feature = "next-layout") as u32;
 
 /// Version of the tunnel header. A receiver that meets another version delivers what it knows.
 pub const TUNNEL_VERSION: u8 = 1;
@@ -42,6 +42,7 @@ pub mod map {
     pub const BUDGETS: &str = "BUDGETS";
     pub const YIELDS: &str = "YIELDS";
     pub const CLAIMS: &str = "CLAIMS";
+    pub const SOURCE_RANGES: &str = "SOURCE_RANGES";
     pub const UNDECIDED: &str = "UNDECIDED";
     pub const SOURCES: &str = "SOURCES";
     pub const SOCKETS: &str = "SOCKETS";
@@ -55,7 +56,7 @@ pub mod map {
     pub const OLD_DATAGRAMS: &str = "OLD_DATAGRAMS";
 
     /// All of them; what the agent pins and checks.
-    pub const ALL: [&str; 27] = [
+    pub const ALL: [&str; 28] = [
         FRONTENDS,
         FRONTEND_OF,
         SERVICES,
@@ -78,6 +79,7 @@ pub mod map {
         BUDGETS,
         YIELDS,
         CLAIMS,
+        SOURCE_RANGES,
         UNDECIDED,
         SOURCES,
         SOCKETS,
@@ -151,6 +153,8 @@ pub mod capacity {
     pub const CHOSEN: u32 = 16_384;
     /// Slots in which backends of other sets still know flows.
     pub const CLAIMS: u32 = 131_072;
+    /// Networks of clients, of all frontends that take only some.
+    pub const SOURCE_RANGES: u32 = 16_384 + cfg!(feature = "next-layout") as u32;
 }
 
 #[cfg(test)]
@@ -166,6 +170,7 @@ mod tests {
         let sizes = [
             size_of::<frontend::Endpoint>(),
             size_of::<frontend::Frontend>(),
+            size_of::<frontend::SourceRange>(),
             size_of::<frontend::Vip>(),
             size_of::<service::Record>(),
             size_of::<service::OwnerBlock>(),
@@ -184,7 +189,7 @@ mod tests {
         ];
         assert_eq!(
             (super::LAYOUT_VERSION, sizes),
-            (3, [24, 8, 8, 64, 64, 32, 64, 8, 128, 24, 16, 112, 16, 8, 24, 48, 32])
+            (4, [24, 12, 24, 8, 64, 64, 32, 64, 8, 128, 24, 16, 112, 16, 8, 24, 48, 32])
         );
     }
 }

@@ -27,7 +27,7 @@ impl Endpoint {
     }
 }
 
-/// Value of `FRONTENDS`: two stable service indices and nothing that changes while it lives.
+/// Value of `FRONTENDS`: two stable service indices, and what is asked of clients before all else.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
 pub struct Frontend {
@@ -35,8 +35,47 @@ pub struct Frontend {
     pub outside: u32,
     /// Service for clients on the nodes.
     pub inside: u32,
+    /// [`frontend_flags`].
+    pub flags: u32,
 }
-const _: () = assert!(size_of::<Frontend>() == 8);
+const _: () = assert!(size_of::<Frontend>() == 12);
+
+pub mod frontend_flags {
+    /// Only clients in one of its networks in `SOURCE_RANGES`; without any, nobody.
+    pub const RANGES: u32 = 1;
+}
+
+/// Key of `SOURCE_RANGES`: a network whose clients a frontend takes. As the kernel wants keys of such
+/// maps: the number of bits that count, then the bits.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd, Pod, Zeroable)]
+pub struct SourceRange {
+    /// Of all that follows.
+    pub bits: u32,
+    /// The frontend's services without the last bit.
+    pub frontend: u32,
+    pub addr: Addr,
+}
+const _: () = assert!(size_of::<SourceRange>() == 24);
+
+impl SourceRange {
+    /// A network by the length of its prefix; that of IPv4 counts the mapped form's 96 bits too.
+    #[inline(always)]
+    pub const fn network(frontend: u32, addr: Addr, length: u32) -> Self {
+        Self { bits: u32::BITS + length, frontend, addr }
+    }
+
+    /// The networks that one client is in.
+    #[inline(always)]
+    pub const fn of_client(frontend: u32, client: Addr) -> Self {
+        Self::network(frontend, client, 128)
+    }
+
+    /// Length of the network's prefix, as above.
+    pub const fn length(&self) -> u32 {
+        self.bits.saturating_sub(u32::BITS)
+    }
+}
 
 /// Value of `VIPS`, keyed by [`Addr`].
 #[repr(C)]
@@ -67,4 +106,4 @@ pub fn filter_position(addr: &Addr) -> (u32, u64) {
     (mixed >> 22, 1 << ((mixed >> 16) & 63))
 }
 
-map_types!(Endpoint, Frontend, Vip, Addr);
+map_types!(Endpoint, Frontend, SourceRange, Vip, Addr);

@@ -104,6 +104,7 @@ reasons! {
     ForeignVersion = 43, Handled, "foreign_version", "A tunnel packet from a member with another version of the tunnel's header; counted beside its fate.";
     ForeignSlots = 44, Handled, "foreign_slots", "A tunnel packet of an unknown flow from a member that has another number of slots for the frontend; counted beside its fate.";
     NewFlowLimited = 45, Dropped, "new_flow_limited", "A SYN of a source prefix that opened more connections in this second than the agent's settings allow.";
+    SourceDenied = 46, Dropped, "source_denied", "A packet of a client that is in none of the frontend's source ranges.";
 }
 
 const _: () = assert!(Reason::ALL.len() <= crate::abi::capacity::REASONS as usize);

@@ -197,6 +197,10 @@ fn to_frontend(frame: &mut Frame, link: &Link, ip: &Ip, flow: &Flow) -> Fate {
             None => Fate::NOT_OURS,
         };
     };
+    // Before all else that a client could ask for, also a refusal.
+    if !maps::takes(&frontend, &flow.client) {
+        return Fate::of(Err(Reason::SourceDenied));
+    }
     let service = frontend.outside;
     let bytes = ip.length;
     maps::count_service(service, bytes);

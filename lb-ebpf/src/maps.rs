@@ -7,7 +7,7 @@ use core::{arch::asm, mem::offset_of};
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage, lpm_trie},
     helpers::generated::{bpf_ktime_get_boot_ns, bpf_ktime_get_coarse_ns},
     macros::btf_map,
     programs::SockAddrContext,
@@ -18,7 +18,7 @@ use lb_common::{
     backend::{Backend, BackendId},
     chain,
     claim::{Claim, ClaimKey},
-    frontend::{self, Endpoint, FILTER_WORDS, Frontend, Vip},
+    frontend::{self, Endpoint, FILTER_WORDS, Frontend, SourceRange, Vip, frontend_flags},
     globals::{Settings, state},
     hop::{Hop, Member, Uplink, Uplinks},
     net::{Addr, Port},
@@ -33,11 +33,19 @@ const MMAP: usize = BPF_F_MMAPABLE as usize;
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 /// In ns.
 const SECOND: u64 = 1_000_000_000;
+/// What follows the first word of a [`SourceRange`].
+type RangeBits = [u32; 5];
+const _: () = assert!(size_of::<lpm_trie::Key<RangeBits>>() == size_of::<SourceRange>());
 const SERVICES_CAPACITY: usize = 2 * capacity::FRONTENDS as usize;
 
 #[btf_map]
 static FRONTENDS: HashMap<Endpoint, Frontend, { capacity::FRONTENDS as usize }, NO_PREALLOC> =
     HashMap::new();
+/// Only the presence of an entry counts. The key is [`SourceRange`], of whose bits behind the first word
+/// the kernel knows nothing.
+#[btf_map]
+static SOURCE_RANGES: LpmTrie<RangeBits, u32, { capacity::SOURCE_RANGES as usize }> =
+    LpmTrie::new();
 #[btf_map]
 static FRONTEND_OF: Array<Endpoint, SERVICES_CAPACITY> = Array::new();
 #[btf_map]
@@ -191,6 +199,24 @@ pub fn frontend(key: &Endpoint) -> Option<Frontend> {
     let key = Endpoint { addr: opaque(&key.addr), ..*key };
     // SAFETY: copied out at once.
     unsafe { FRONTENDS.get(key) }.copied()
+}
+
+/// Whether the frontend takes packets of this client. Those without ranges pay for no look-up.
+#[inline(always)]
+pub fn takes(frontend: &Frontend, client: &Addr) -> bool {
+    let [first, second] = client.halves();
+    frontend.flags & frontend_flags::RANGES == 0
+        || in_ranges(frontend.outside >> 1, first, second) != 0
+}
+
+/// 1 or 0. The address comes in registers: what has its own address taken is kept in memory, and packets
+/// for frontends without ranges would pay for it.
+#[inline(never)]
+fn in_ranges(frontend: u32, first: u64, second: u64) -> u64 {
+    let client = SourceRange::of_client(frontend, Addr::from_halves([first, second]));
+    // SAFETY: of the same size, all integers, and packed; the key outlives the look-up.
+    let key = unsafe { &*(&raw const client).cast::<lpm_trie::Key<RangeBits>>() };
+    SOURCE_RANGES.get(key).is_some() as u64
 }
 
 #[inline(always)]

@@ -148,6 +148,10 @@ fn unpack(frame: &mut Frame, outer: &Link, header: &Header, outer_tos: u8) -> Re
     let flow = ip.flow(&view)?;
     let frontend = maps::frontend(&Endpoint::new(flow.vip, flow.vip_port, flow.proto))
         .ok_or(Reason::UnknownFrontend)?;
+    // Also where the forwarder did: its list may be older.
+    if !maps::takes(&frontend, &flow.client) {
+        return Err(Reason::SourceDenied);
+    }
     let service = frontend.outside;
     let data = &header.data;
     let (addr, port) = (data.backend_addr(), data.backend_port());

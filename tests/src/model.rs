@@ -54,6 +54,9 @@ pub struct World {
     pub members: Vec<IpAddr>,
     pub vips: BTreeMap<IpAddr, VipState>,
     pub services: Vec<Service>,
+    /// Networks, by first address and length, whose clients alone a service takes, by VIP, port and
+    /// protocol.
+    pub ranges: BTreeMap<(IpAddr, u16, u8), Vec<(IpAddr, u32)>>,
     /// Backends that have left although slots name them.
     pub gone: Vec<IpAddr>,
     pub ways: BTreeMap<u32, Way>,
@@ -267,6 +270,7 @@ impl Model {
         let Some(pool) = self.pools.get(&(packet.destination, to, packet.proto)) else {
             return packet.refused(Reason::RefusedNoFrontend);
         };
+        self.takes(packet, to)?;
         let nobody = Arrived::default();
         let Some(owner) = self.owner(pool, packet, from, to) else {
             return self.undecided(packet, pool, (from, to), &Arrived { room: 7, ..nobody });
@@ -279,6 +283,23 @@ impl Model {
             return self.undecided(packet, pool, (from, to), &Arrived { meant, room: 7, ..nobody });
         }
         self.send(packet, &owner, Reason::Forwarded)
+    }
+
+    /// Whether the frontend takes clients of the packet's source.
+    fn takes(&self, packet: &Packet<'_>, port: u16) -> Result<()> {
+        let Some(ranges) = self.world.ranges.get(&(packet.destination, port, packet.proto)) else {
+            return Ok(());
+        };
+        let bits = |address: &IpAddr| match address {
+            IpAddr::V4(v4) => (u128::from(v4.to_bits()) << 96, 32),
+            IpAddr::V6(v6) => (v6.to_bits(), 128),
+        };
+        let (source, family) = bits(&packet.source);
+        let holds = |(network, length): &(IpAddr, u32)| {
+            let (network, of) = bits(network);
+            of == family && (*length == 0 || (source ^ network) >> (128 - length) == 0)
+        };
+        if ranges.iter().any(holds) { Ok(()) } else { Err(Reason::SourceDenied) }
     }
 
     /// The backend that the packet's slot names.
@@ -467,6 +488,7 @@ impl Model {
             .pools
             .get(&(packet.destination, to, packet.proto))
             .ok_or(Reason::UnknownFrontend)?;
+        self.takes(&packet, to)?;
         let backend = canonical(&header[24..40]);
         if backend.is_ipv6() != is_v6 || backend.is_unspecified() && is_v6 {
             return Err(Reason::UnknownBackend);

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::Program;
 use aya::{Ebpf, EbpfLoader, Pod};
@@ -18,7 +19,9 @@ use lb_common::abi::{BLOCK_SLOTS, budget, map};
 use lb_common::arrival::{Arrival, ArrivalKey};
 use lb_common::backend::{Backend, BackendId};
 use lb_common::claim::{Claim, ClaimKey};
-use lb_common::frontend::{Endpoint, Frontend, Vip, filter_position, vip_flags};
+use lb_common::frontend::{
+    Endpoint, Frontend, SourceRange, Vip, filter_position, frontend_flags, vip_flags,
+};
 use lb_common::globals::{self, SETTINGS, Settings, mask, state};
 use lb_common::hash::fingerprint;
 use lb_common::hop::{Hop, Member, Uplink, Uplinks};
@@ -282,7 +285,8 @@ impl Rig {
         self.next_service += 2;
         self.vip(service.vip, Vip { announced_on: UPLINK, flags: vip_flags::ECHO })?;
         let endpoint = Endpoint::new(service.vip.into(), Port::new(service.port), service.proto);
-        self.insert(map::FRONTENDS, endpoint, Frontend { outside: index, inside: index })?;
+        let frontend = Frontend { outside: index, inside: index, flags: 0 };
+        self.insert(map::FRONTENDS, endpoint, frontend)?;
         self.set(map::FRONTEND_OF, index, endpoint)?;
         let record = self.record(service)?;
         self.set(map::SERVICES, index, ServiceWord(0).next(record).0)?;
@@ -355,6 +359,37 @@ impl Rig {
     pub fn service_index(&mut self, vip: IpAddr, port: u16, proto: u8) -> Result<u32> {
         let frontends: HashMap<&mut MapData, Endpoint, Frontend> = self.map(map::FRONTENDS)?;
         Ok(frontends.get(&Endpoint::new(vip.into(), Port::new(port), proto), 0)?.outside)
+    }
+
+    /// From now on a frontend takes clients of these networks only; a prefix of IPv4 counts 32 bits.
+    pub fn ranges(&mut self, service: u32, networks: &[(IpAddr, u32)]) -> Result<()> {
+        let list = service >> 1;
+        for key in self.networks()?.into_iter().filter(|key| key[1] == list) {
+            let [bits, rest @ ..] = key;
+            let mut map: LpmTrie<&mut MapData, [u32; 5], u32> = self.map(map::SOURCE_RANGES)?;
+            map.remove(&Key::new(bits, rest))?;
+        }
+        for (address, length) in networks {
+            let mapped = if address.is_ipv4() { 96 } else { 0 };
+            let network = SourceRange::network(list, (*address).into(), mapped + length);
+            self.insert(map::SOURCE_RANGES, network, 1_u32)?;
+        }
+        let mut frontends = self.list::<Endpoint, Frontend>(map::FRONTENDS)?;
+        frontends.retain(|(_, frontend)| frontend.outside == service);
+        let (endpoint, frontend) = frontends.first().context("no such service")?;
+        let flags = frontend_flags::RANGES;
+        self.insert(map::FRONTENDS, *endpoint, Frontend { flags, ..*frontend })
+    }
+
+    /// All that frontends take, as words.
+    fn networks(&mut self) -> Result<Vec<[u32; 6]>> {
+        let map: LpmTrie<&mut MapData, [u32; 5], u32> = self.map(map::SOURCE_RANGES)?;
+        let keys = map.keys().map(|key| {
+            let key = key?;
+            let [a, b, c, d, e] = key.data();
+            anyhow::Ok([key.prefix_len(), a, b, c, d, e])
+        });
+        keys.collect()
     }
 
     /// Changes a service's record in place, as no agent may.

@@ -259,6 +259,46 @@ fn ping(to: IpAddr, timeout: Duration) -> Result<(), Failure> {
 }
 
 #[test]
+fn clients_outside_of_the_source_ranges_get_nothing_and_a_new_list_counts_for_connections_there_are()
+ {
+    let lab = Lab::builder().nodes(2, 1).client("in").client("out").build().unwrap();
+    let (home, [inside, outside]) = (&lab.nodes()[0], [0, 1].map(|at| &lab.clients()[at]));
+    let pool = members([(&home.pods()[0], &**home)]);
+    let _web = HttpServer::start(&home.pods()[0], "pod", WEB).unwrap();
+    let of = |client: &Host| {
+        let [v4, v6] = client.addresses();
+        many_vips(&["80"], &pool, &format!("sourceRanges: [{v4}/32, \"{v6}/128\"]"))
+    };
+    let fleet = Fleet::start(&lab, &of(inside)).unwrap();
+    let denied = |client: &Host, to| {
+        let answer = client.run(|| http::get(to, Duration::from_millis(300)));
+        answer.server().map(str::to_owned) == Err(Failure::Timeout)
+    };
+    let mut open = Vec::new();
+    for announcer in lab.nodes() {
+        for like in inside.addresses() {
+            let vip = fleet.vip_of(announcer, like, VIPS);
+            assert_eq!(get(inside, vip, WEB).as_deref(), Ok("pod"), "{vip}");
+            let before = fleet.count(announcer, "source_denied");
+            assert!(denied(outside, SocketAddr::new(vip, WEB)), "{vip}");
+            assert!(fleet.count(announcer, "source_denied") > before, "{vip}");
+            let to = SocketAddr::new(vip, WEB);
+            open.push((vip, inside.run(|| Connection::open(to, ANSWER)).unwrap()));
+        }
+    }
+    fleet.configure(&of(outside)).unwrap();
+    for (vip, connection) in &mut open {
+        let to = SocketAddr::new(*vip, WEB);
+        eventually("the new list is in force", SOON, || {
+            let answer = outside.run(|| http::get(to, Duration::from_millis(300)));
+            answer.server() == Ok("pod") && denied(inside, to)
+        });
+        let answer = inside.run(|| connection.get(Duration::from_millis(300)));
+        assert!(matches!(answer, Err(Failure::Timeout)), "{vip}: a connection goes on");
+    }
+}
+
+#[test]
 fn a_dead_backend_loses_its_slots_and_gets_them_back() {
     let lab = Lab::builder().nodes(3, 1).client("client").build().unwrap();
     let client = &lab.clients()[0];

@@ -64,8 +64,10 @@ impl Site {
     fn fleet(&self) -> Fleet<'_> {
         let pool = members(self.lab.nodes().iter().map(|node| (&node.pods()[0], &**node)));
         let vips = Lab::vips(0);
-        let web = frontend("web", &vips, &["80"], &pool, &tcp_check(WEB, 100));
-        let check = format!("{}\n", tcp_check(WEB, 100));
+        // Were the ranges lost on the way, all flows would be dropped until the agent has written them again.
+        let [v4, v6] = self.client().addresses();
+        let check = format!("{}\nsourceRanges: [{v4}/32, \"{v6}/128\"]\n", tcp_check(WEB, 100));
+        let web = frontend("web", &vips, &["80"], &pool, &check);
         let echo = frontend("echo", &vips, &["7777/UDP"], &pool, &check);
         Fleet::start(&self.lab, &(web + &echo)).unwrap()
     }

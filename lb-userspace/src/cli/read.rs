@@ -1,11 +1,14 @@
 //! From the pinned maps to a [`Snapshot`]. Reads only; the agent may live or be dead.
 
-use std::net::SocketAddr;
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::SocketAddr,
+};
 
 use lb_common::{
     abi::YIELD_LIFE,
     backend::BackendId,
-    frontend::{Endpoint, vip_flags},
+    frontend::{self, Endpoint, frontend_flags, vip_flags},
     globals::state,
     net::proto,
 };
@@ -20,7 +23,7 @@ use super::{
 };
 use crate::{
     dataplane::maps::{ArrivalMap, Maps},
-    model::Protocol,
+    model::{Cidr, Protocol},
 };
 
 /// Everything but the flows and the slot tables themselves.
@@ -60,10 +63,14 @@ pub fn snapshot(maps: &Maps) -> anyhow::Result<Snapshot> {
             found.nodes.insert(member.node, hop.destination.to_ip());
         }
     }
+    let mut ranges = ranges(maps)?;
     for entry in maps.frontends.iter() {
         let (endpoint, frontend) = entry?;
         if let Some(door) = door(&endpoint) {
-            found.frontends.insert(door, read_frontend(maps, frontend.outside)?);
+            let ranges = (frontend.flags & frontend_flags::RANGES != 0)
+                .then(|| ranges.remove(&(frontend.outside / 2)).unwrap_or_default());
+            let read = read_frontend(maps, frontend.outside)?;
+            found.frontends.insert(door, Frontend { ranges, ..read });
         }
     }
     let uplinks = maps.uplinks()?;
@@ -76,6 +83,22 @@ pub fn snapshot(maps: &Maps) -> anyhow::Result<Snapshot> {
 pub fn heartbeat_ms(maps: &Maps) -> nix::Result<Option<u64>> {
     let boottime = now(ClockId::CLOCK_BOOTTIME)?;
     Ok(maps.heartbeat().map(|at| boottime.saturating_sub(at) / 1_000_000))
+}
+
+/// Networks of clients by the number of their frontend.
+fn ranges(maps: &Maps) -> anyhow::Result<HashMap<u32, BTreeSet<Cidr>>> {
+    let mut ranges: HashMap<u32, BTreeSet<Cidr>> = HashMap::new();
+    for range in maps.source_ranges.iter() {
+        let range = range?;
+        ranges.entry(range.frontend).or_default().extend(network(&range));
+    }
+    Ok(ranges)
+}
+
+fn network(range: &frontend::SourceRange) -> Option<Cidr> {
+    let mapped = if range.addr.is_v4() { 96 } else { 0 };
+    let length = range.length().checked_sub(mapped)?;
+    Cidr::new(range.addr.to_ip(), u8::try_from(length).ok()?)
 }
 
 fn read_frontend(maps: &Maps, service: u32) -> anyhow::Result<Frontend> {

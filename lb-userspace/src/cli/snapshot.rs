@@ -1,7 +1,7 @@
 //! What the pinned maps held at one moment, in plain types. Views are made from it without I/O.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, SocketAddr},
     str::FromStr,
@@ -15,7 +15,7 @@ use lb_common::{
 use serde::{Serialize, Serializer};
 
 use crate::{
-    model::Protocol,
+    model::{Cidr, Protocol},
     report::status::{AgentStatus, FrontendStatus},
 };
 
@@ -128,6 +128,8 @@ pub struct Frontend {
     pub flags: u32,
     /// Slots owned by each backend; [`BackendId::NONE`] where nobody owns them. Empty: no backends.
     pub owned: BTreeMap<BackendId, u32>,
+    /// Networks whose clients it takes; none: everybody's.
+    pub ranges: Option<BTreeSet<Cidr>>,
     pub counter: Counter,
 }
 

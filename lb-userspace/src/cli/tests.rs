@@ -64,12 +64,18 @@ fn snapshot() -> Snapshot {
                     slots: 10,
                     flags: service_flags::YOUNG,
                     owned: [(BackendId::NONE, 1), (HERE, 6), (THERE, 3)].into(),
+                    ranges: None,
                     counter: counter(7),
                 },
             ),
             (
                 "[2001:db8::1]:53/udp".parse().unwrap(),
-                Frontend { service: 3, slots: 10, ..Default::default() },
+                Frontend {
+                    service: 3,
+                    slots: 10,
+                    ranges: Some(["2001:db8:c::/48".parse().unwrap()].into()),
+                    ..Default::default()
+                },
             ),
         ]
         .into(),
@@ -162,11 +168,14 @@ fn vips_show_their_frontends_and_who_announces() {
             "address": "192.0.2.1", "announced_on": "eth0", "announcer": "worker-1", "echo": true,
             "frontends": [{
                 "port": 443, "protocol": "tcp", "object": "web", "service": 1, "slots": 10,
-                "owners": 2, "flags": ["young"], "packets": 7, "bytes": 700,
+                "owners": 2, "flags": ["young"], "source_ranges": null, "packets": 7, "bytes": 700,
             }],
         })
     );
-    assert_eq!(json["vips"][2]["frontends"][0]["owners"], 0);
+    let restricted = &json["vips"][2]["frontends"][0];
+    assert_eq!(restricted["owners"], 0);
+    assert_eq!(restricted["source_ranges"], json!(["2001:db8:c::/48"]));
+    assert!(line(&text, "2001:db8::1").contains(&"source_ranges"), "{text}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `weir vips`: VIPs and their frontends. Pure.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use clap::Args;
 use lb_common::service::flags;
@@ -11,6 +11,7 @@ use super::{
     output::{View, or_dash, table},
     snapshot::{Sight, protocol_word},
 };
+use crate::model::Cidr;
 
 #[derive(Args, Debug)]
 pub struct VipsArgs {
@@ -47,6 +48,8 @@ struct FrontendRow {
     /// Backends that own slots.
     owners: usize,
     flags: Vec<&'static str>,
+    /// Networks whose clients it takes; null: everybody's.
+    source_ranges: Option<BTreeSet<Cidr>>,
     packets: u64,
     bytes: u64,
 }
@@ -85,6 +88,7 @@ impl FrontendRow {
             slots: frontend.slots,
             owners: frontend.owners().count(),
             flags: flag_words(frontend.flags),
+            source_ranges: frontend.ranges.clone(),
             packets: frontend.counter.packets,
             bytes: frontend.counter.bytes,
         }
@@ -132,6 +136,12 @@ impl View for Vips {
 }
 
 fn row([address, announced]: &[String; 2], frontend: Option<&FrontendRow>) -> [String; 8] {
+    let restricted =
+        |frontend: &FrontendRow| frontend.source_ranges.as_ref().map(|_| "source_ranges");
+    let flags = |frontend: &FrontendRow| {
+        let flags: Vec<_> = frontend.flags.iter().copied().chain(restricted(frontend)).collect();
+        flags.join(",")
+    };
     let cell = |read: fn(&FrontendRow) -> String| or_dash(&frontend.map(read).unwrap_or_default());
     [
         address.clone(),
@@ -140,7 +150,7 @@ fn row([address, announced]: &[String; 2], frontend: Option<&FrontendRow>) -> [S
         cell(|frontend| frontend.owners.to_string()),
         cell(|frontend| frontend.slots.to_string()),
         announced.clone(),
-        cell(|frontend| frontend.flags.join(",")),
+        or_dash(&frontend.map(flags).unwrap_or_default()),
         cell(|frontend| frontend.packets.to_string()),
     ]
 }

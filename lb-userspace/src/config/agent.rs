@@ -410,6 +410,7 @@ fn read_limits(spec: &Fields<'_>) -> Limits {
         ("established", &mut limits.established, 1..=1 << 26),
         ("datagrams", &mut limits.datagrams, 1..=1 << 26),
         ("claims", &mut limits.claims, 1..=1 << 26),
+        ("sourceRanges", &mut limits.source_ranges, 1..=1 << 20),
     ];
     let Some(fields) = value.fields(&entries.each_ref().map(|(name, ..)| *name)) else {
         return limits;

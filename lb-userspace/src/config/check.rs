@@ -419,7 +419,7 @@ fn check_announcers(intent: &Intent, drafts: &Drafts, report: &Report) {
 /// What the maps can hold.
 fn check_limits(intent: &Intent, agent: &AgentDraft, report: &Report) {
     let limits = &intent.agent.limits;
-    let mut frontends = 0;
+    let (mut frontends, mut ranges) = (0, 0);
     let (mut vips, mut backends) = (BTreeSet::<&IpAddr>::new(), BTreeSet::<SocketAddr>::new());
     // Equal pools with equal slots share a table.
     let mut tables = BTreeSet::new();
@@ -427,6 +427,8 @@ fn check_limits(intent: &Intent, agent: &AgentDraft, report: &Report) {
         frontends += object.addresses.len() * object.ports.len();
         vips.extend(&object.addresses);
         for address in &object.addresses {
+            let of_port = object.ranges_of(*address).map_or(0, |ranges| ranges.len());
+            ranges += of_port * object.ports.len();
             for port in &object.ports {
                 let mut members = intent.members(object, *address, port);
                 members.sort_unstable();
@@ -444,6 +446,12 @@ fn check_limits(intent: &Intent, agent: &AgentDraft, report: &Report) {
         ("frontends (addresses × ports)".to_owned(), frontends, "frontends", limits.frontends),
         ("different addresses of frontends".to_owned(), vips.len(), "vips", limits.vips),
         ("nodes".to_owned(), intent.nodes.len(), "nodes", limits.nodes),
+        (
+            "source ranges (for each address of their family and each port)".to_owned(),
+            ranges,
+            "sourceRanges",
+            limits.source_ranges,
+        ),
         // Index 0 of both means "none".
         ("different backends".to_owned(), backends.len(), "backends", limits.backends - 1),
         (

@@ -195,6 +195,12 @@ fn values_that_are_wrong_are_named_with_line_field_and_what_is_allowed() {
             8,
             "3 different backends, but `limits.backends` leaves room for 2",
         ),
+        (
+            "nodes: 2, ownerBlocks: 1025}",
+            "nodes: 2, ownerBlocks: 1025, sourceRanges: 0}",
+            8,
+            "out of range; allowed: 1 to 1048576",
+        ),
         ("nodes: 2", "nodes: 1", 8, "2 nodes, but `limits.nodes` leaves room for 1"),
         (
             "ownerBlocks: 1025",
@@ -502,4 +508,16 @@ proptest::proptest! {
             parse_text(&documents.join("---\n")).unwrap(), parse_text(GOOD).unwrap()
         );
     }
+}
+
+#[test]
+fn source_ranges_beyond_their_limit_are_an_error() {
+    let ranges = "  echo: false\n  sourceRanges: [10.0.0.0/8, 192.0.2.0/24, '2001:db8::/32']\n---";
+    let text = GOOD.replacen("  healthCheck: {type: HTTP, interval: 1s}\n---", ranges, 1);
+    let limited =
+        |limit: u32| text.replacen("nodes: 2,", &format!("nodes: 2, sourceRanges: {limit},"), 1);
+    // The Frontend has no IPv6 address.
+    assert_eq!(parse_text(&limited(2)).unwrap().frontends["web"].source_ranges.len(), 3);
+    let errors = errors(&limited(1));
+    assert!(errors[0].contains("`limits.sourceRanges` leaves room for 1"), "{errors:?}");
 }

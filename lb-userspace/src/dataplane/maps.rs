@@ -8,13 +8,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{
+    HashMap, Map, MapData, MapError, PerCpuArray,
+    lpm_trie::{Key, LpmTrie},
+};
 use lb_common::{
     abi::{LAYOUT_VERSION, map},
     arrival::{Arrival, ArrivalKey},
     backend::{Backend, BackendId},
     claim::{Claim, ClaimKey},
-    frontend::{Endpoint, Frontend, Vip},
+    frontend::{Endpoint, Frontend, SourceRange, Vip},
     globals::state,
     hop::{Hop, Member, Uplinks},
     net::Addr,
@@ -128,6 +131,32 @@ impl<K: aya::Pod, V: aya::Pod> Table<K, V> {
     }
 }
 
+/// The networks of clients that frontends take.
+pub struct Ranges {
+    pub(super) capacity: u32,
+    pub(super) map: LpmTrie<MapData, RangeBits, u32>,
+}
+
+/// What follows the first word of a [`SourceRange`].
+type RangeBits = [u32; 5];
+
+impl Ranges {
+    /// All networks, as [`Table::iter`] lists entries.
+    pub fn iter(&self) -> impl Iterator<Item = Result<SourceRange, ReadError>> {
+        let range = |key: Key<RangeBits>| {
+            let [frontend, addr @ ..] = key.data();
+            SourceRange { bits: key.prefix_len(), frontend, addr: bytemuck::cast(addr) }
+        };
+        let failed = |source| ReadError { map: map::SOURCE_RANGES, source };
+        self.map.keys().map(move |key| key.map(range).map_err(failed))
+    }
+
+    pub(super) fn key(range: SourceRange) -> Key<RangeBits> {
+        let [bits, rest @ ..]: [u32; 6] = bytemuck::cast(range);
+        Key::new(bits, rest)
+    }
+}
+
 /// Every map that the agent or a reader uses.
 pub struct Maps {
     pub frontends: Table<Endpoint, Frontend>,
@@ -137,6 +166,7 @@ pub struct Maps {
     pub yields: Table<Addr, u64>,
     pub members: Table<Addr, Member>,
     pub claims: Table<ClaimKey, Claim>,
+    pub source_ranges: Ranges,
     pub opening: Table<ArrivalKey, Arrival>,
     pub established: Table<ArrivalKey, Arrival>,
     pub datagrams: Table<ArrivalKey, Arrival>,
@@ -178,6 +208,7 @@ impl Maps {
             yields: opener.table(map::YIELDS)?,
             members: opener.table(map::MEMBERS)?,
             claims: opener.table(map::CLAIMS)?,
+            source_ranges: opener.ranges()?,
             opening: opener.table(map::OPENING)?,
             established: opener.table(map::ESTABLISHED)?,
             datagrams: opener.table(map::DATAGRAMS)?,
@@ -380,18 +411,31 @@ impl Opener<'_> {
     where
         M: TryFrom<Map, Error = MapError>,
     {
-        let map = Map::from_map_data(self.data(name)?).and_then(M::try_from);
-        map.map_err(|error| open_error(name, error))
+        Ok(self.sized(name)?.1)
+    }
+
+    /// With the number of entries for which there is room.
+    fn sized<M>(&self, name: &'static str) -> Result<(u32, M), OpenError>
+    where
+        M: TryFrom<Map, Error = MapError>,
+    {
+        let data = self.data(name)?;
+        let capacity = data.info().map_err(|error| open_error(name, error))?.max_entries();
+        let map = Map::from_map_data(data).and_then(M::try_from);
+        Ok((capacity, map.map_err(|error| open_error(name, error))?))
     }
 
     fn table<K: aya::Pod, V: aya::Pod>(
         &self,
         name: &'static str,
     ) -> Result<Table<K, V>, OpenError> {
-        let data = self.data(name)?;
-        let capacity = data.info().map_err(|error| open_error(name, error))?.max_entries();
-        let map = Map::from_map_data(data).and_then(HashMap::try_from);
-        Ok(Table { name, capacity, map: map.map_err(|error| open_error(name, error))? })
+        let (capacity, map) = self.sized(name)?;
+        Ok(Table { name, capacity, map })
+    }
+
+    fn ranges(&self) -> Result<Ranges, OpenError> {
+        let (capacity, map) = self.sized(map::SOURCE_RANGES)?;
+        Ok(Ranges { capacity, map })
     }
 
     fn mapped<T: bytemuck::Pod>(&self, name: &'static str) -> Result<Mapped<T>, OpenError> {

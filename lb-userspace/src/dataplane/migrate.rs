@@ -405,6 +405,7 @@ mod tests {
         established: 1,
         datagrams: 1,
         claims: 1,
+        source_ranges: 1,
     };
 
     /// Folders only: maps need a kernel, and those that are missing are made anew.

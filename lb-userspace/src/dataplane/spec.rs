@@ -16,7 +16,7 @@ use lb_common::{
     arrival::{Arrival, ArrivalKey},
     backend::{Backend, BackendId},
     claim::{Claim, ClaimKey},
-    frontend::{Endpoint, FILTER_WORDS, Frontend, Vip},
+    frontend::{Endpoint, FILTER_WORDS, Frontend, SourceRange, Vip},
     globals::state,
     hop::{Hop, Member, Uplinks},
     net::Addr,
@@ -52,6 +52,8 @@ pub enum Kind {
     /// Not preallocated: an element that is replaced must not be reused under a reader.
     Hash,
     LruHash,
+    /// Finds the longest prefix.
+    Trie,
     Array,
     /// An array that user space maps into its memory.
     Mapped,
@@ -65,6 +67,7 @@ impl Kind {
         match self {
             Self::Hash => MapType::Hash,
             Self::LruHash => MapType::LruHash,
+            Self::Trie => MapType::LpmTrie,
             Self::Array | Self::Mapped => MapType::Array,
             Self::PerCpuArray => MapType::PerCpuArray,
             Self::SocketStorage => MapType::SkStorage,
@@ -73,7 +76,7 @@ impl Kind {
 
     fn flags(self) -> u32 {
         match self {
-            Self::Hash | Self::SocketStorage => NO_PREALLOC,
+            Self::Hash | Self::Trie | Self::SocketStorage => NO_PREALLOC,
             Self::Mapped => MMAPABLE,
             Self::LruHash | Self::Array | Self::PerCpuArray => 0,
         }
@@ -169,6 +172,11 @@ pub const SPECS: [Spec; map::ALL.len()] = [
     scratch(map::BUDGETS),
     hash::<Addr, u64>(map::YIELDS, |limits| limits.vips),
     hash::<ClaimKey, Claim>(map::CLAIMS, |limits| limits.claims),
+    spec::<SourceRange, u32>(
+        map::SOURCE_RANGES,
+        Kind::Trie,
+        Entries::Of(|limits| limits.source_ranges),
+    ),
     scratch(map::UNDECIDED),
     spec::<Addr, [u64; 2]>(map::SOURCES, Kind::LruHash, Entries::Fixed(capacity::SOURCES)),
     spec::<i32, Peer>(map::SOCKETS, Kind::SocketStorage, Entries::Fixed(0)),

@@ -8,13 +8,13 @@ use lb_common::{
     abi::{BLOCK_SLOTS, map},
     backend::{Backend, BackendId},
     claim::{Claim, ClaimKey},
-    frontend::{Endpoint, Frontend, Vip},
+    frontend::{Endpoint, Frontend, SourceRange, Vip},
     hop::{Hop, Member, Uplinks},
     net::Addr,
     service::{Record, ServiceWord},
 };
 
-use super::maps::{Maps, ReadError, Table};
+use super::maps::{Maps, Ranges, ReadError, Table};
 
 /// One write. Those of several words say which one makes it valid.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +43,9 @@ pub enum Step<'a> {
     NoFrontend(Endpoint),
     Claim(ClaimKey, Claim),
     NoClaim(ClaimKey),
+    /// Clients of the network are taken.
+    Range(SourceRange),
+    NoRange(SourceRange),
     Filter(u32, u64),
     Vip(Addr, Vip),
     NoVip(Addr),
@@ -80,6 +83,7 @@ pub struct Contents {
     pub members: Vec<(Addr, Member)>,
     pub vips: Vec<(Addr, Vip)>,
     pub claims: Vec<(ClaimKey, Claim)>,
+    pub ranges: Vec<SourceRange>,
     /// Blocks of the owners arena.
     pub blocks: u32,
 }
@@ -156,6 +160,8 @@ impl Store for Maps {
             Step::NoFrontend(endpoint) => self.frontends.remove(&endpoint),
             Step::Claim(key, claim) => self.claims.put(key, claim),
             Step::NoClaim(key) => self.claims.remove(&key),
+            Step::Range(range) => self.source_ranges.put(range),
+            Step::NoRange(range) => self.source_ranges.remove(range),
             Step::Filter(index, word) => {
                 beyond(map::VIP_FILTER, index)(self.vip_filter.set_word(index, 0, word))
             }
@@ -185,6 +191,7 @@ impl Store for Maps {
             members: self.members.iter().collect::<Result<_, _>>()?,
             vips: self.vips.iter().collect::<Result<_, _>>()?,
             claims: self.claims.iter().collect::<Result<_, _>>()?,
+            ranges: self.source_ranges.iter().collect::<Result<_, _>>()?,
             blocks: self.owners.entries(),
         })
     }
@@ -205,22 +212,44 @@ impl<K: aya::Pod, V: aya::Pod> Table<K, V> {
 
     /// Succeeds also where there is no such key.
     pub(super) fn remove(&mut self, key: &K) -> Result<(), WriteError> {
-        match self.map.remove(key) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(error) => match write_error(self.name, self.capacity, error) {
-                WriteError::Failed { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                    Ok(())
-                }
-                error => Err(error),
-            },
-        }
+        removed(self.name, self.capacity, self.map.remove(key))
+    }
+}
+
+impl Ranges {
+    fn put(&mut self, range: SourceRange) -> Result<(), WriteError> {
+        let put = self.map.insert(&Self::key(range), PRESENT, 0);
+        put.map_err(|error| write_error(map::SOURCE_RANGES, self.capacity, error))
+    }
+
+    /// Succeeds also where there is no such network.
+    fn remove(&mut self, range: SourceRange) -> Result<(), WriteError> {
+        removed(map::SOURCE_RANGES, self.capacity, self.map.remove(&Self::key(range)))
+    }
+}
+
+/// Value of every entry of which only the presence counts.
+const PRESENT: u32 = 1;
+
+fn removed(
+    map: &'static str,
+    capacity: u32,
+    result: Result<(), MapError>,
+) -> Result<(), WriteError> {
+    match result {
+        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+        Err(error) => match write_error(map, capacity, error) {
+            WriteError::Failed { source, .. } if source.kind() == io::ErrorKind::NotFound => Ok(()),
+            error => Err(error),
+        },
     }
 }
 
 fn write_error(map: &'static str, capacity: u32, error: MapError) -> WriteError {
     match error {
         MapError::SyscallError(error) => match error.io_error.raw_os_error() {
-            Some(libc::E2BIG) => WriteError::Full { map, capacity },
+            // The first of hash maps, the second of tries.
+            Some(libc::E2BIG | libc::ENOSPC) => WriteError::Full { map, capacity },
             _ => WriteError::Failed { map, source: error.io_error },
         },
         error => WriteError::Failed { map, source: io::Error::other(error) },

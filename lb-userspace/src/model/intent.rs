@@ -260,6 +260,14 @@ pub struct Limits {
     pub datagrams: u32,
     /// Slots in which backends of other sets still know flows.
     pub claims: u32,
+    /// Networks of clients, of all frontends that take only some.
+    #[serde(default = "default_source_ranges")]
+    pub source_ranges: u32,
+}
+
+/// For intents that were kept before there was such a limit.
+fn default_source_ranges() -> u32 {
+    capacity::SOURCE_RANGES
 }
 
 impl Default for Limits {
@@ -275,6 +283,7 @@ impl Default for Limits {
             established: capacity::ESTABLISHED,
             datagrams: capacity::DATAGRAMS,
             claims: capacity::CLAIMS,
+            source_ranges: default_source_ranges(),
         }
     }
 }
@@ -328,6 +337,13 @@ pub const OF_SERVICE: &str = "service/";
 pub const OF_FRONTEND: &str = "frontend/";
 
 impl FrontendObject {
+    /// Networks whose clients one of its addresses takes, all of its family; none: everybody's.
+    pub fn ranges_of(&self, address: IpAddr) -> Option<BTreeSet<Cidr>> {
+        let alike = |range: &&Cidr| range.address().is_ipv4() == address.is_ipv4();
+        let alike = || self.source_ranges.iter().filter(alike).copied().collect();
+        (!self.source_ranges.is_empty()).then(alike)
+    }
+
     /// Whether Kubernetes asked for it, and not the file.
     pub fn of_kubernetes(&self) -> bool {
         self.name.contains('/')

@@ -10,8 +10,8 @@ use lb_common::{abi::MAX_SLOTS, frontend::Endpoint, service::flags};
 
 use super::flows::{Claimed, Former, Owners};
 use crate::model::{
-    Drained, FrontendObject, FrontendPort, Intent, Member, Members, Node, Problem, Protocol, Stage,
-    Target, Targets, Verdicts, intent::probe_address,
+    Cidr, Drained, FrontendObject, FrontendPort, Intent, Member, Members, Node, Problem, Protocol,
+    Stage, Target, Targets, Verdicts, intent::probe_address,
 };
 use crate::threads;
 
@@ -80,6 +80,8 @@ pub struct DesiredFrontend {
     pub owners: Arc<Owners>,
     /// `lb_common::service::flags`; `YOUNG` is [`super::History`]'s to set.
     pub flags: u32,
+    /// Networks whose clients it takes, all of its address's family; none: everybody's.
+    pub ranges: Option<Arc<BTreeSet<Cidr>>>,
     /// What stands in the past places, newest first, at most [`super::flows::PAST`]. Written by
     /// [`super::History`], like `claims`.
     pub past: Vec<Former>,
@@ -286,10 +288,6 @@ fn add_object(plan: &mut Desired, inputs: &Inputs<'_>, object: &FrontendObject) 
     let mut problem = |message: String| {
         plan.problems.push(Problem { object: object.origin(), message });
     };
-    // Served without them it would be open to all.
-    if !object.source_ranges.is_empty() {
-        return problem("source ranges cannot be kept yet: it is not served at all".into());
-    }
     if !(1..=MAX_SLOTS).contains(&slots) {
         return problem(format!("{slots} slots; allowed: 1 to {MAX_SLOTS} (spec.slots)"));
     }
@@ -340,6 +338,7 @@ fn add_object(plan: &mut Desired, inputs: &Inputs<'_>, object: &FrontendObject) 
             slots,
             owners: Arc::new(owners(&plan.backends, inputs, object, port, &members)),
             flags,
+            ranges: object.ranges_of(address).map(Arc::new),
             past: Vec::new(),
             claims: None,
         };

@@ -73,6 +73,7 @@ pub(super) fn data(map: &Map) -> Result<&MapData> {
     match map {
         Map::Array(data)
         | Map::HashMap(data)
+        | Map::LpmTrie(data)
         | Map::LruHashMap(data)
         | Map::PerCpuArray(data)
         | Map::PerCpuHashMap(data)

@@ -11,7 +11,7 @@ use lb_tests::rig::{
 use crate::world::*;
 
 /// The tunnel packet that carries `inner` to the other node over IPv4 or IPv6.
-fn carried(over_v6: bool, v6: bool, inner: &Frame, port: u16, tos: u8) -> Frame {
+pub fn carried(over_v6: bool, v6: bool, inner: &Frame, port: u16, tos: u8) -> Frame {
     let outer = Outer::new(own(over_v6), peer(over_v6), port, TUNNEL_PORT)
         .macs(PEER_MAC, NODE_MAC)
         .with(|frame| frame.tos(tos));

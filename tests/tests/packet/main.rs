@@ -8,6 +8,7 @@ mod chain;
 mod egress;
 mod forward;
 mod limits;
+mod ranges;
 mod receive;
 mod robust;
 mod scan;
@@ -25,6 +26,7 @@ fn all() -> Vec<Row> {
         receive::rows(),
         chain::rows(),
         limits::rows(),
+        ranges::rows(),
         vec![limits::new_flow().0],
         answers::rows(),
         vec![answers::limited()],
@@ -68,6 +70,11 @@ fn what_weir_answers_itself_is_right() {
 #[test]
 fn packets_of_unknown_flows_go_to_who_may_know_them() {
     run(chain::rows());
+}
+
+#[test]
+fn clients_outside_of_the_ranges_are_dropped_by_forwarder_and_receiver() {
+    run(ranges::rows());
 }
 
 #[test]

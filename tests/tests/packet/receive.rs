@@ -14,11 +14,11 @@ use crate::world::{self, *};
 const SOURCE_PORT: u16 = 0xc123;
 
 /// Outer headers of the other node's tunnel packets.
-fn outer(over_v6: bool) -> Outer {
+pub fn outer(over_v6: bool) -> Outer {
     Outer::new(peer(over_v6), own(over_v6), SOURCE_PORT, TUNNEL_PORT).macs(NODE_MAC, GATEWAY_MAC)
 }
 
-fn tunnel(v6: bool) -> Tunnel {
+pub fn tunnel(v6: bool) -> Tunnel {
     Tunnel::new(VNI, SEED_TAG, local_backend(v6), BACKEND_PORT)
 }
 

@@ -15,8 +15,21 @@ use crate::world::*;
 const SHORTEST: usize = 14;
 
 /// Ports of pools of every kind, but for those of [`crate::chain`].
-const PORTS: [u16; 10] =
-    [LOCAL, REMOTE, REMOTE_OVER_V6, EMPTY, CLOSED, LOCAL_ONLY, STALE, NOWHERE, ALSO_LOCAL, AFFINE];
+const PORTS: [u16; 13] = [
+    LOCAL,
+    REMOTE,
+    REMOTE_OVER_V6,
+    EMPTY,
+    CLOSED,
+    LOCAL_ONLY,
+    STALE,
+    NOWHERE,
+    ALSO_LOCAL,
+    AFFINE,
+    GUARDED,
+    GUARDED_LOCAL,
+    GUARDED_EMPTY,
+];
 
 /// Frames of flows that nobody knows.
 fn unknown() -> Vec<Vec<u8>> {

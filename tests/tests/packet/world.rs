@@ -40,6 +40,11 @@ pub const REMOTE_ELSEWHERE: u16 = 87;
 pub const ALSO_LOCAL: u16 = 88;
 /// One local and one remote backend, by the client's address alone.
 pub const AFFINE: u16 = 89;
+/// As `REMOTE` and `LOCAL`, for clients of [`ranges`] only.
+pub const GUARDED: u16 = 90;
+pub const GUARDED_LOCAL: u16 = 91;
+/// The same without a backend.
+pub const GUARDED_EMPTY: u16 = 92;
 /// No frontend.
 pub const CLOSED: u16 = 9999;
 
@@ -76,6 +81,20 @@ pub fn local_backend(v6: bool) -> IpAddr {
 
 pub fn remote_backend(v6: bool) -> IpAddr {
     addr(v6, "10.1.0.2", "fd01::2")
+}
+
+/// The networks of clients that guarded ports take: the client is the last of the first.
+pub fn ranges(v6: bool) -> [(IpAddr, u32); 2] {
+    let [first, second] = if v6 { [125, 64] } else { [29, 25] };
+    [
+        (addr(v6, "198.51.100.0", "2001:db8:c::"), first),
+        (addr(v6, "203.0.113.128", "2001:db8:d::"), second),
+    ]
+}
+
+/// A client next to the first of these networks.
+pub fn outsider(v6: bool) -> IpAddr {
+    addr(v6, "198.51.100.8", "2001:db8:c::8")
 }
 
 /// A frame of the client for the VIP, as the gateway hands it over.
@@ -126,6 +145,9 @@ fn services() -> Vec<Service> {
             (REMOTE_ELSEWHERE, vec![remote(NODE_ELSEWHERE)], 0),
             (ALSO_LOCAL, vec![local], 0),
             (AFFINE, vec![local, remote(PEER)], flags::CLIENT_AFFINITY),
+            (GUARDED, vec![remote(PEER)], 0),
+            (GUARDED_LOCAL, vec![local], 0),
+            (GUARDED_EMPTY, vec![], 0),
         ] {
             services.push(Service { vip: vip(v6), port, proto, backends, flags, slots: SLOTS });
         }
@@ -159,6 +181,10 @@ fn filled(mut rig: Rig) -> Rig {
     }
     for (v6, proto) in kinds() {
         chain::load(&mut rig, v6, proto);
+        for port in [GUARDED, GUARDED_LOCAL, GUARDED_EMPTY] {
+            let service = rig.service_index(vip(v6), port, proto).unwrap();
+            rig.ranges(service, &ranges(v6)).unwrap();
+        }
     }
     for v6 in [false, true] {
         let stale =
@@ -191,6 +217,12 @@ pub fn model_world() -> World {
             })
             .collect(),
         services: services(),
+        ranges: kinds()
+            .flat_map(|(v6, proto)| {
+                let guarded = [GUARDED, GUARDED_LOCAL, GUARDED_EMPTY];
+                guarded.map(|port| ((vip(v6), port, proto), ranges(v6).to_vec()))
+            })
+            .collect(),
         gone: both.map(gone).to_vec(),
         ways: [
             (PEER, way(true, false)),

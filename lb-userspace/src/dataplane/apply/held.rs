@@ -9,7 +9,7 @@ use std::{
 use lb_common::{
     backend::BackendId,
     claim::Claim,
-    frontend::{Endpoint, Vip, filter_position},
+    frontend::{Endpoint, Frontend, SourceRange, Vip, filter_position},
     hop::{Hop, Uplinks},
     net::{Addr, proto},
     service::{Record, ServiceWord, blocks},
@@ -48,6 +48,8 @@ pub struct HeldFrontend {
     pub number: u32,
     /// Words of the services for clients outside and inside the cluster.
     pub words: [ServiceWord; 2],
+    /// [`lb_common::frontend::frontend_flags`].
+    pub flags: u32,
     /// Of both; index 0: none.
     pub record: Record,
     /// None: as read back, not yet compared with what it should hold.
@@ -66,6 +68,12 @@ pub struct HeldFrontend {
 impl HeldFrontend {
     pub fn services(&self) -> [u32; 2] {
         [2 * self.number, 2 * self.number + 1]
+    }
+
+    /// What leads to them.
+    pub fn frontend(&self) -> Frontend {
+        let [outside, inside] = self.services();
+        Frontend { outside, inside, flags: self.flags }
     }
 
     /// Index of the record that both services should name.
@@ -119,7 +127,9 @@ pub struct Held {
     pub ages: BTreeSet<(u64, FrontendKey)>,
     /// By number of the frontend, also of one that is gone: what each slot's entry holds.
     pub claims: HashMap<u32, BTreeMap<u16, Claim>>,
-    /// Numbers with claims that no frontend has: a former agent stopped between two steps.
+    /// The same for the networks of its clients.
+    pub ranges: HashMap<u32, BTreeSet<SourceRange>>,
+    /// Numbers with claims or ranges that no frontend has: a former agent stopped between two steps.
     pub strays: Vec<u32>,
     pub members: BTreeMap<Addr, u32>,
     /// Index of each node other than this one.
@@ -157,6 +167,7 @@ impl Held {
             blocks: [0; 2],
             ages: BTreeSet::new(),
             claims: HashMap::new(),
+            ranges: HashMap::new(),
             strays: Vec::new(),
             members: contents.members.iter().map(|(addr, member)| (*addr, member.node)).collect(),
             nodes: BTreeMap::new(),
@@ -180,8 +191,12 @@ impl Held {
             let Ok(slot) = u16::try_from(key.slot) else { continue };
             held.claims.entry(key.frontend).or_default().insert(slot, *claim);
         }
+        for range in &contents.ranges {
+            held.ranges.entry(range.frontend).or_default().insert(*range);
+        }
         let stray = |number: &&u32| held.frontend_numbers.is_free(**number);
-        held.strays = held.claims.keys().filter(stray).copied().collect();
+        let numbers = held.claims.keys().chain(held.ranges.keys());
+        held.strays = numbers.filter(stray).copied().collect();
         for index in held.members.values() {
             // Several addresses of one node share its index.
             let _ = held.node_indices.reserve(*index);
@@ -234,8 +249,19 @@ impl Held {
             }
             let (holding, set, table) = (None, None, None);
             let (aged, crowded) = (0, false);
-            let held =
-                HeldFrontend { number, words, record, holding, set, table, past, aged, crowded };
+            let flags = frontend.flags;
+            let held = HeldFrontend {
+                number,
+                words,
+                flags,
+                record,
+                holding,
+                set,
+                table,
+                past,
+                aged,
+                crowded,
+            };
             self.frontends.insert(key, held);
         }
         let services = (0..).zip(&contents.services).skip(2);

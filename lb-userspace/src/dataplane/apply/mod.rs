@@ -8,6 +8,9 @@
 //! A set that changes, the one that it replaces and the word that the frontend is young come into force by
 //! the same switch. Claims of a frontend are written before a record that is no longer young.
 //!
+//! A frontend's source ranges are there before it says that it has some, and go after: at no moment does it
+//! take clients that neither the former list nor the new one names, or shut out those that both do.
+//!
 //! Never edits what a BPF program may be reading: tables and records are written where nothing points,
 //! switched to by one word, and their places reused after a grace period only.
 
@@ -16,6 +19,7 @@ mod claims;
 mod held;
 mod left;
 mod pools;
+mod ranges;
 mod tables;
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,7 @@ use std::{
 use lb_common::{
     abi::map,
     backend::{Backend, BackendId},
-    frontend::{Endpoint, Frontend},
+    frontend::Endpoint,
     hash::fingerprint,
     net::Port,
     service::{Record, ServiceWord},
@@ -20,6 +20,7 @@ use lb_common::{
 use super::{
     ApplyError, Work,
     held::{As, Held, HeldBackend, HeldFrontend, Place},
+    ranges,
     tables::blocks_of,
     wants::{Want, flags},
 };
@@ -56,6 +57,7 @@ impl<S: Store> Work<'_, S> {
         }
         for number in std::mem::take(&mut self.held.strays) {
             self.remove_claims(number)?;
+            self.remove_ranges(number)?;
         }
         Ok(())
     }
@@ -219,11 +221,7 @@ impl<S: Store> Work<'_, S> {
                     None => self.tables.table(&want.pool),
                 };
                 let message = match self.put_frontend(want, table) {
-                    Ok(None) => None,
-                    Ok(Some(full)) => Some(format!(
-                        "{} asks earlier owners instead of those who claim flows: {full}",
-                        shown(&want.key)
-                    )),
+                    Ok(lack) => lack.map(|lack| format!("{} {lack}", shown(&want.key))),
                     Err(ApplyError::Write(full @ WriteError::Full { .. })) => {
                         self.starved = true;
                         Some(format!("{} is not as wanted: {full}", shown(&want.key)))
@@ -242,12 +240,14 @@ impl<S: Store> Work<'_, S> {
         })
     }
 
-    /// Gives a frontend what it should hold; that a map is full, where only claims do not fit.
+    /// Gives a frontend what it should hold; what it lacks, where only ranges or claims do not fit.
     fn put_frontend(
         &mut self,
         want: &Want,
         table: Arc<Table>,
-    ) -> Result<Option<WriteError>, ApplyError> {
+    ) -> Result<Option<String>, ApplyError> {
+        // Whom it takes must not wait for room that a table lacks.
+        let closed = self.put_ranges(want.key)?;
         let first = self.segment(want, &table)?;
         // From here on whatever makes room leaves it alone.
         self.held.name(first, As::InForce);
@@ -262,11 +262,17 @@ impl<S: Store> Work<'_, S> {
             past.iter().for_each(|(_, first)| self.forget(*first, As::Past));
             return Err(error);
         }
-        match number {
-            Some(_) => Ok(full),
-            // Claims are by the number of a frontend, which it has only now.
-            None => self.claim_anew(want, &table),
-        }
+        let (closed, full) = match number {
+            Some(_) => (closed, full),
+            // Both are by the number of a frontend, which it has only now.
+            None => (self.put_ranges(want.key)?, self.claim_anew(want, &table)?),
+        };
+        let closed =
+            closed.map(|full| format!("is closed to clients of some source ranges: {full}"));
+        let crowded = || {
+            full.map(|full| format!("asks earlier owners instead of those who claim flows: {full}"))
+        };
+        Ok(closed.or_else(crowded))
     }
 
     /// Makes a record of these tables current, unless it is. They are named for it already.
@@ -372,12 +378,15 @@ impl<S: Store> Work<'_, S> {
             self.store.write(Step::Service(service, word))?;
         }
         if former.is_none() {
-            let [outside, inside] = held.services();
-            let added =
-                self.store.write(Step::Frontend(key.endpoint(), Frontend { outside, inside }));
+            let wanted = &self.desired.frontends[&key];
+            held.flags = ranges::flags(wanted);
+            // It is never open to more than it should be: what does not fit is tried again, and told.
+            self.add_ranges(number, &ranges::networks(number, wanted))?;
+            let added = self.store.write(Step::Frontend(key.endpoint(), held.frontend()));
             if let Err(error) = added {
                 // The caller takes back what the record names.
                 self.end_words(&held)?;
+                self.remove_ranges(number)?;
                 return Err(error.into());
             }
         }
@@ -405,6 +414,7 @@ impl<S: Store> Work<'_, S> {
     fn end_services(&mut self, held: &HeldFrontend) -> Result<(), ApplyError> {
         self.end_words(held)?;
         self.remove_claims(held.number)?;
+        self.remove_ranges(held.number)?;
         self.release(0, &held.record);
         Ok(())
     }

@@ -27,6 +27,7 @@ const LIMITS: Limits = Limits {
     established: 1,
     datagrams: 1,
     claims: 256,
+    source_ranges: 64,
 };
 const SLOTS: u32 = 251;
 
@@ -57,6 +58,7 @@ fn plan(frontends: &[(&str, &[u32])]) -> Desired {
             slots: SLOTS,
             owners: owners_of(backends),
             flags: 0,
+            ranges: None,
             past: Vec::new(),
             claims: None,
         };
@@ -471,3 +473,4 @@ fn a_backend_that_moves_keeps_its_id_and_a_way_that_is_lost_is_withdrawn() {
 }
 
 mod past;
+mod ranges;

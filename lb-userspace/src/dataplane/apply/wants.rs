@@ -9,7 +9,10 @@ use lb_common::{
     backend::BackendId, claim::Claim, service::flags::ALWAYS_YOUNG, siphash::Sip13, table::Seed,
 };
 
-use super::held::{Held, HeldFrontend, Holding, Place};
+use super::{
+    held::{Held, HeldFrontend, Holding, Place},
+    ranges,
+};
 use crate::plan::{
     DesiredFrontend,
     desired::FrontendKey,
@@ -52,6 +55,7 @@ impl Want {
             let past = held_one.past.iter().map(|(place, _)| *place);
             held_one.holding == Some(holding)
                 && held_one.record.flags == flags(wanted.flags, held_one.crowded)
+                && ranges::are_as_wanted(held, held_one, wanted)
                 && past.eq(wanted.past.iter().map(|former| place(former, holding)))
                 && match held.claims.get(&held_one.number) {
                     Some(held) => *held == claims,

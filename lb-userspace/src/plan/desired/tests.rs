@@ -70,6 +70,36 @@ fn every_address_and_port_is_a_frontend_over_its_family() {
 }
 
 #[test]
+fn source_ranges_are_those_of_the_addresss_family_and_a_family_without_any_is_closed() {
+    let mut intent = intent();
+    for (list, v4, v6) in [
+        (
+            &["10.0.0.0/8", "2001:db8::/32", "192.0.2.0/24"][..],
+            &["10.0.0.0/8", "192.0.2.0/24"][..],
+            &["2001:db8::/32"][..],
+        ),
+        (&["0.0.0.0/0"], &["0.0.0.0/0"], &[]),
+        (&["::/0"], &[], &["::/0"]),
+    ] {
+        let object = intent.frontends.values_mut().find(|it| it.addresses.len() == 2).unwrap();
+        object.source_ranges = list.iter().map(|text| text.parse().unwrap()).collect();
+        let addresses = object.addresses.clone();
+        let plan = plan(&intent, &Verdicts::new(), &all());
+        assert_eq!(plan.problems, []);
+        for (key, frontend) in &plan.frontends {
+            let texts = frontend.ranges.as_ref().map(|ranges| ranges.iter().map(Cidr::to_string));
+            let want = if key.address.is_ipv4() { v4 } else { v6 };
+            let want = addresses.contains(&key.address).then(|| want.to_vec());
+            assert_eq!(
+                texts.map(Iterator::collect::<Vec<_>>),
+                want.map(|want| want.iter().map(|it| it.to_string()).collect()),
+                "{key:?}"
+            );
+        }
+    }
+}
+
+#[test]
 fn a_target_that_is_down_owns_nothing_and_stays_a_backend() {
     let intent = intent();
     let target = target_at(&intent, "10.1.0.10:8080").unwrap();

@@ -63,6 +63,7 @@ impl Node {
                 flags: 0,
                 past: Vec::new(),
                 claims: None,
+                ranges: None,
             };
             plan.frontends.insert(key(n), frontend);
             for n in *pool {

@@ -156,7 +156,7 @@ impl Edge {
             let (word, bit) = filter_position(&addr);
             filter[word as usize] |= bit;
             self.insert(map::VIPS, addr, Vip::default())?;
-            let frontend = Frontend { outside: service, inside: service };
+            let frontend = Frontend { outside: service, inside: service, flags: 0 };
             self.insert(map::FRONTENDS, Endpoint::new(addr, Port::new(PORT), proto), frontend)?;
         }
         (0..).zip(filter).try_for_each(|(word, bits)| self.set(map::VIP_FILTER, word, bits))
