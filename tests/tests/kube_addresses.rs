@@ -189,13 +189,21 @@ async fn create_pool(client: &Client, name: &str, addresses: &[&str]) -> Result<
 }
 
 async fn create_service(client: &Client, name: &str) -> Result<()> {
-    let service = serde_json::from_value(json!({
+    create_with(client, name, json!({}), json!({})).await
+}
+
+/// The same with annotations, and with further or other fields of the spec.
+async fn create_with(client: &Client, name: &str, annotations: Value, spec: Value) -> Result<()> {
+    let mut service = json!({
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"name": name},
+        "metadata": {"name": name, "annotations": annotations},
         "spec": {"type": "LoadBalancer", "loadBalancerClass": CLASS, "ports": [{"port": 80}]},
-    }))?;
-    services(client).create(&PostParams::default(), &service).await?;
+    });
+    for (field, value) in spec.as_object().into_iter().flatten() {
+        service["spec"][field] = value.clone();
+    }
+    services(client).create(&PostParams::default(), &serde_json::from_value(service)?).await?;
     Ok(())
 }
 
@@ -274,6 +282,98 @@ fn a_service_gets_an_address_conditions_and_an_event_and_is_let_go_when_deleted(
         let columns = server.kubectl(&["get", "addresspools"]).unwrap();
         assert!(columns.contains("IPV4-LEFT") && columns.contains("public"), "{columns}");
     });
+}
+
+#[test]
+fn what_cannot_be_given_is_told_and_costs_only_itself() {
+    let work = async |client| {
+        create_pool(&client, "main", &["192.0.2.10-192.0.2.19"]).await?;
+        let controller = start(&client, "one");
+        let asks = |what: &str| json!({"weir.dev/addresses": what});
+        create_with(&client, "first", asks("192.0.2.10"), json!({})).await?;
+        addressed(&client, "first").await?;
+        let other = json!({"loadBalancerClass": "example.com/other"});
+        create_with(&client, "foreign", json!({}), other).await?;
+        for (name, annotations, spec, reason, blame, says) in [
+            (
+                "second",
+                asks("192.0.2.10"),
+                json!({}),
+                "AddressTaken",
+                "Infrastructure",
+                "default/first",
+            ),
+            (
+                "six",
+                json!({}),
+                json!({"ipFamilies": ["IPv6"], "ipFamilyPolicy": "SingleStack"}),
+                "NoAddressPool",
+                "Infrastructure",
+                "IPv6",
+            ),
+            (
+                "both",
+                json!({}),
+                json!({"ipFamilyPolicy": "RequireDualStack"}),
+                "DualStackUnsatisfied",
+                "Infrastructure",
+                "both families are required",
+            ),
+            (
+                "nowhere",
+                json!({"weir.dev/pool": "absent"}),
+                json!({}),
+                "UnknownAddressPool",
+                "Unsupported",
+                "absent",
+            ),
+            (
+                "no-address",
+                asks("300.1.2.3"),
+                json!({}),
+                "InvalidAddressRequest",
+                "Unsupported",
+                "300.1.2.3",
+            ),
+            (
+                "outside",
+                asks("198.51.100.1"),
+                json!({}),
+                "AddressNotInPool",
+                "Unsupported",
+                "198.51.100.1",
+            ),
+        ] {
+            create_with(&client, name, annotations, spec).await?;
+            let told = event(&client, name, reason).await?;
+            assert!(told.contains(says), "{name}: {told}");
+            let service = services(&client).get(name).await?;
+            assert_eq!(address(&service), None, "{name}");
+            let conditions = service.status.and_then(|it| it.conditions).unwrap_or_default();
+            let serving = conditions.iter().find(|it| it.type_ == "LoadBalancerServing");
+            let serving = serving.with_context(|| format!("{name} has no condition"))?;
+            assert_eq!(serving.status, "False", "{name}");
+            assert_eq!(serving.reason, blame, "{name}");
+            assert!(serving.message.contains(says), "{name}: {}", serving.message);
+        }
+        create_pool(&client, "younger", &["192.0.2.15-192.0.2.30"]).await?;
+        let pools = Api::<AddressPool>::all(client.clone());
+        until("the overlap is told", async || {
+            let younger = serde_json::to_value(pools.get("younger").await?.status)?;
+            let conditions = younger["conditions"].as_array().cloned().unwrap_or_default();
+            let overlaps = |it: &Value| it["type"] == "Overlapping" && it["status"] == "True";
+            Ok(conditions.iter().any(overlaps).then_some(()))
+        })
+        .await?;
+
+        create_service(&client, "good").await?;
+        assert_eq!(address(&addressed(&client, "good").await?).as_deref(), Some("192.0.2.11"));
+        let foreign = services(&client).get("foreign").await?;
+        assert_eq!(foreign.finalizers(), [] as [String; 0]);
+        assert_eq!(foreign.status.and_then(|it| it.conditions), None, "another's");
+        finish(controller).await
+    };
+    with_server(work, |_| {});
 }
 
 async fn finish(controller: Controller) -> Result<()> {
