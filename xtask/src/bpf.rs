@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::process::CommandExt as _;
 use crate::toolchain::{self, Toolchain};
-use crate::workspace::hash_files;
+use crate::workspace::{cargo_home, hash_files};
 
 /// What the object depends on, below a source tree's root. The root's manifest is in it because
 /// lb-common inherits its edition and dependencies from there.
@@ -80,7 +80,7 @@ pub fn clippy(source: &Path, work: &Path) -> Result<bool> {
         return Ok(false);
     };
     let linker = toolchain::bpf_linker_path()?;
-    cargo(source, work, toolchain, &linker, "clippy").args(["--", "-Dwarnings"]).run_quietly()?;
+    cargo(source, work, toolchain, &linker, "clippy")?.args(["--", "-Dwarnings"]).run_quietly()?;
     Ok(true)
 }
 
@@ -91,7 +91,7 @@ fn compile(
     linker: &Path,
     options: Options,
 ) -> Result<PathBuf> {
-    let mut command = cargo(source, work, toolchain, linker, "build");
+    let mut command = cargo(source, work, toolchain, linker, "build")?;
     if options.next_layout {
         command.args(["--bin=weir-bpf", "--features=next-layout"]);
     }
@@ -103,21 +103,29 @@ fn compile(
     Ok(work.join("bpfel-unknown-none/release"))
 }
 
-fn cargo(source: &Path, work: &Path, toolchain: &Toolchain, linker: &Path, verb: &str) -> Command {
+fn cargo(
+    source: &Path,
+    work: &Path,
+    toolchain: &Toolchain,
+    linker: &Path,
+    verb: &str,
+) -> Result<Command> {
     let mut command = if verb == "clippy" { toolchain.clippy() } else { toolchain.cargo() };
     command
         .arg(verb)
         .args(["--release", "--locked", "-Zbuild-std=core", "--target=bpfel-unknown-none"])
         .current_dir(source.join("lb-ebpf"))
         .env("CARGO_TARGET_DIR", work)
-        .env("CARGO_ENCODED_RUSTFLAGS", flags(source, linker).join("\u{1f}"));
-    command
+        .env("CARGO_ENCODED_RUSTFLAGS", flags(source, toolchain, linker)?.join("\u{1f}"));
+    Ok(command)
 }
 
-/// The object must not depend on where the tree lies, so paths in it start at its root.
-fn flags(source: &Path, linker: &Path) -> Vec<String> {
-    vec![
+/// The object must not depend on where things lie: its line numbers name files of the tree, of cargo and of the compiler.
+fn flags(source: &Path, toolchain: &Toolchain, linker: &Path) -> Result<Vec<String>> {
+    Ok(vec![
         format!("--cfg=bpf_target_arch=\"{ARCH}\""),
+        format!("--remap-path-prefix={}=/cargo", cargo_home()?.display()),
+        format!("--remap-path-prefix={}=/rustc", toolchain.sources.display()),
         format!("--remap-path-prefix={}=.", source.display()),
         format!("-Clinker={}", linker.display()),
         format!("-Ctarget-cpu={BPF_CPU}"),
@@ -128,7 +136,7 @@ fn flags(source: &Path, linker: &Path) -> Vec<String> {
         "-Clink-arg=--cpu-features=+allows-misaligned-mem-access".into(),
         // On the stack the verifier does insist on alignment, so stores must not be merged there.
         "-Clink-arg=--llvm-args=-combiner-store-merging=false".into(),
-    ]
+    ])
 }
 
 /// Beside the product's object: the programs that only `cargo xtask bench packet` loads.
@@ -162,7 +170,7 @@ fn stamp(source: &Path, toolchain: &Toolchain, out: &Path) -> Result<String> {
         toolchain.version,
         toolchain::BPF_LINKER,
         toolchain::LLVM,
-        flags(source, Path::new("bpf-linker")).join(" "),
+        flags(source, toolchain, Path::new("bpf-linker"))?.join(" "),
         out.display(),
         hash_files(source, INPUTS)?,
     ))

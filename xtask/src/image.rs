@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use crate::process::CommandExt as _;
-use crate::workspace::Workspace;
+use crate::workspace::{Workspace, cargo_home};
 
 /// Where the binary is in the image.
 const BINARY: &str = "usr/bin/weir";
@@ -68,9 +68,6 @@ fn work(workspace: &Workspace) -> PathBuf {
 
 /// A binary that needs no file beside it, and does not say where it was built.
 fn flags(workspace: &Workspace) -> Result<Vec<String>> {
-    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
-    let home = home.or_else(|| Some(env::home_dir()?.join(".cargo")));
-    let home = home.context("neither CARGO_HOME nor HOME is set")?;
     let rustc = || Command::new("rustc");
     let version = rustc().current_dir(&workspace.root).arg("-vV").stdout_of()?;
     let commit = version.lines().find_map(|line| line.strip_prefix("commit-hash: "));
@@ -84,7 +81,7 @@ fn flags(workspace: &Workspace) -> Result<Vec<String>> {
         // It would tell of the debug information that is stripped later.
         "-Clink-arg=-Wl,--build-id=none".into(),
         // Of several that match the last counts.
-        remap(&home, "/cargo"),
+        remap(&cargo_home()?, "/cargo"),
         remap(&library, &format!("/rustc/{commit}")),
         remap(&workspace.root, "/weir"),
         remap(&workspace.target, "/target"),

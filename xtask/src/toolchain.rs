@@ -29,7 +29,9 @@ pub struct Toolchain {
     pub version: String,
     /// Its LLVM's major version.
     pub llvm: u32,
-    /// The sources of `core` and their lock lie in its sysroot.
+    /// Where the sources of its library are, if they are.
+    pub sources: PathBuf,
+    /// The sources of `core` and their lock lie there.
     pub has_sources: bool,
     /// A stable compiler that must be told to take unstable flags.
     pub needs_bootstrap: bool,
@@ -83,13 +85,15 @@ impl Toolchain {
         };
         let version = ask(&["-vV"])?;
         let sysroot = ask(&["--print=sysroot"])?;
-        let sources = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library");
+        let sources = Path::new(sysroot.trim()).join("lib/rustlib/src/rust");
+        let library = sources.join("library");
         Some(Self {
             name: name.into(),
             version: version.lines().next()?.into(),
             llvm: llvm_major(&version)?,
-            has_sources: sources.join("Cargo.lock").is_file()
-                && sources.join("core/src/lib.rs").is_file(),
+            has_sources: library.join("Cargo.lock").is_file()
+                && library.join("core/src/lib.rs").is_file(),
+            sources,
             needs_bootstrap,
             has_clippy: bin.join("cargo-clippy").is_file(),
             cargo,
@@ -211,6 +215,7 @@ mod tests {
             rustc: "rustc".into(),
             version: "rustc 1.96.0".into(),
             llvm,
+            sources: "/usr/lib/rustlib/src/rust".into(),
             has_sources,
             needs_bootstrap: false,
             has_clippy: false,

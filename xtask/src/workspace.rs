@@ -79,6 +79,13 @@ pub fn cache() -> Result<PathBuf> {
     Ok(base.join("weir"))
 }
 
+/// Cargo's own folder, with the sources of what comes from registries.
+pub fn cargo_home() -> Result<PathBuf> {
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(env::home_dir()?.join(".cargo")));
+    home.context("neither CARGO_HOME nor HOME is set")
+}
+
 /// Hash over names and contents of files and of all files in folders, in a fixed order; `inputs` are below `source`.
 pub fn hash_files(source: &Path, inputs: &[&str]) -> Result<u64> {
     let mut files = Vec::new();
