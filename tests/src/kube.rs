@@ -8,8 +8,9 @@
 //!       └── kubectl, typed clients, agents, kube-controller-manager (where a test starts it)
 //! ```
 //!
-//! - Nothing is simulated: admission, validation, watches, RBAC and the controllers are those of Kubernetes. What is not
-//!   there are nodes: no kubelet, no scheduler. A test makes `Node` and `Pod` objects and writes their status itself.
+//! - Nothing is simulated: admission, validation, watches, RBAC and the controllers are those of Kubernetes. What tests do
+//!   without are nodes: they make `Node` and `Pod` objects and write their status themselves. A [`KubeNode`], for what is
+//!   not a test, is a real one, with a kubelet, containerd and pods.
 //! - All parts are one binary, which `WEIR_KUBERNETES_BIN` names and `cargo xtask build-kubernetes` builds, once.
 //! - Every process is a child inside a [`Host`](crate::lab::Host) and every file lies on a host's disk, so nothing is left
 //!   behind, however the test ends. When a test fails, the end of every log is printed.
@@ -18,7 +19,12 @@
 
 mod certificates;
 mod cluster;
+mod control_groups;
+mod image;
+mod node;
 mod server;
 
 pub use cluster::{BINARY, Cluster, ClusterBuilder};
+pub use image::{Image, POD};
+pub use node::{KubeNode, PACKAGES};
 pub use server::{READY, Server};

@@ -5,6 +5,7 @@
 mod bpf;
 mod cargo_output;
 mod check;
+mod cluster;
 mod crds;
 mod doctor;
 mod go;
@@ -40,6 +41,8 @@ struct Args {
 enum Task {
     /// Show the outage as it was, then with weir, on namespaces of this machine
     Demo(Run),
+    /// Show weir in a real cluster: pods behind a Service are replaced and moved under load
+    Cluster(Run),
     /// Run all tests, or some layers of them
     Test {
         #[command(flatten)]
@@ -137,6 +140,7 @@ fn main() -> Result<()> {
     let workspace = Workspace::find()?;
     match args.command {
         Task::Demo(run) => run_program(&workspace, "demo", &run),
+        Task::Cluster(run) => cluster::run(&workspace, &run.setup, &run.args),
         Task::Test { setup, only } => suite::run(&workspace, !setup.no_install, &only),
         Task::Bench(mut run) => {
             run.args = revision::resolve(&workspace, &run.args, !run.setup.no_install)?;

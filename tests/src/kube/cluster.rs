@@ -4,7 +4,7 @@ use std::{
     fs::{self, OpenOptions},
     net::IpAddr,
     os::unix::process::CommandExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
@@ -47,7 +47,9 @@ pub struct Cluster<'lab> {
     servers: Vec<Server<'lab>>,
     etcd_host: &'lab Host,
     etcd: Mutex<Process>,
-    controllers: Mutex<Vec<(&'lab Host, Process)>>,
+    /// What works on objects: controller manager, scheduler.
+    workers: Mutex<Vec<(&'lab Host, &'static str, Process)>>,
+    authority: Authority,
     program: Program,
     files: Files,
 }
@@ -84,7 +86,8 @@ impl<'lab> ClusterBuilder<'lab> {
         let etcd_host = self.etcd.unwrap_or(first);
         let program = Program::find()?;
         let files = Files::new(etcd_host)?;
-        files.write_certificates(&self)?;
+        let authority = Authority::new()?;
+        files.write_certificates(&self, &authority)?;
         let etcd = Mutex::new(start_etcd(etcd_host, &program, &files)?);
         let servers = self.masters.iter().map(|host| {
             let kubeconfig = files.admin(host)?;
@@ -92,8 +95,8 @@ impl<'lab> ClusterBuilder<'lab> {
             Server::start_new(host, program.clone(), flags, kubeconfig)
         });
         let servers = servers.collect::<Result<Vec<_>>>()?;
-        let controllers = Mutex::default();
-        let cluster = Cluster { servers, etcd_host, etcd, controllers, program, files };
+        let workers = Mutex::default();
+        let cluster = Cluster { servers, etcd_host, etcd, workers, authority, program, files };
         cluster.wait_all_ready();
         Ok(cluster)
     }
@@ -156,18 +159,12 @@ impl<'lab> Cluster<'lab> {
     /// # Panics
     /// If it ends, or takes too long.
     pub fn start_controllers(&self, server: &Server<'lab>, flags: &[&str]) -> Result<Process> {
-        let host = server.host();
         let own = [
-            format!("--kubeconfig={}", server.kubeconfig().display()),
             format!("--root-ca-file={}", self.authority().display()),
             format!("--service-account-private-key-file={}", self.files.path("sa.key").display()),
-            "--secure-port=0".into(),
-            "--leader-elect=false".into(),
         ];
         let flags = own.into_iter().chain(flags.iter().map(|&flag| flag.to_owned()));
-        let flags: Vec<_> = flags.collect();
-        let process = self.program.start(host, CONTROLLERS, &flags)?;
-        lock(&self.controllers).push((host, process.clone()));
+        let process = self.start_worker(server, CONTROLLERS, flags)?;
         eventually("the controllers make what every namespace has", READY, || {
             assert!(process.is_running().expect("a child process"), "the controllers ended");
             let ask = async |client| {
@@ -177,6 +174,45 @@ impl<'lab> Cluster<'lab> {
             matches!(server.with_client(ask), Ok(Some(_)))
         });
         Ok(process)
+    }
+
+    /// Starts a kube-scheduler beside a server, as its client. The binary must be one of a full build.
+    pub fn start_scheduler(&self, server: &Server<'lab>) -> Result<Process> {
+        self.start_worker(server, SCHEDULER, [])
+    }
+
+    fn start_worker(
+        &self,
+        server: &Server<'lab>,
+        part: &'static str,
+        flags: impl IntoIterator<Item = String>,
+    ) -> Result<Process> {
+        let own = [
+            format!("--kubeconfig={}", server.kubeconfig().display()),
+            "--secure-port=0".into(),
+            "--leader-elect=false".into(),
+        ];
+        let flags: Vec<_> = own.into_iter().chain(flags).collect();
+        let process = self.program.start(server.host(), part, &flags)?;
+        lock(&self.workers).push((server.host(), part, process.clone()));
+        Ok(process)
+    }
+
+    /// Writes into a folder what a client of the first server needs that proves with a certificate who it is and which group
+    /// it is in: `kubeconfig`, and beside it the files that it names, wherever the folder is seen.
+    pub(super) fn write_client(&self, folder: &Path, user: &str, group: &str) -> Result<()> {
+        let identity = self.authority.client(user, group)?;
+        fs::write(folder.join("client.crt"), identity.certificate)?;
+        fs::write(folder.join("client.key"), identity.key)?;
+        fs::write(folder.join("ca.crt"), self.authority.certificate())?;
+        let user = json!({"client-certificate": "client.crt", "client-key": "client.key"});
+        let (to, authority) = (folder.join("kubeconfig"), Path::new("ca.crt"));
+        write_kubeconfig(&to, &self.server().url(), authority, user)
+    }
+
+    /// The binary, which is the part that it is called as.
+    pub(super) fn binary(&self) -> &Path {
+        &self.program.0
     }
 
     /// Makes a service account in a namespace that is there, and the files that a pod of it would find: `token` (valid for
@@ -211,9 +247,9 @@ impl<'lab> Cluster<'lab> {
 
     fn logs(&self) -> Vec<(&Host, &str)> {
         let servers = self.servers.iter().map(|server| (server.host(), server::NAME));
-        let controllers = lock(&self.controllers);
-        let controllers = controllers.iter().map(|(host, _)| (*host, CONTROLLERS));
-        std::iter::once((self.etcd_host, ETCD)).chain(servers).chain(controllers).collect()
+        let workers = lock(&self.workers);
+        let workers = workers.iter().map(|(host, part, _)| (*host, *part));
+        std::iter::once((self.etcd_host, ETCD)).chain(servers).chain(workers).collect()
     }
 }
 
@@ -229,8 +265,8 @@ impl Drop for Cluster<'_> {
             return;
         }
         // Nobody is left to tell; the hosts' ends kill what this could not.
-        for (_, controllers) in lock(&self.controllers).iter() {
-            drop(controllers.kill());
+        for (.., worker) in lock(&self.workers).iter() {
+            drop(worker.kill());
         }
         for server in &self.servers {
             drop(server.kill());
@@ -242,6 +278,7 @@ impl Drop for Cluster<'_> {
 
 const ETCD: &str = "etcd";
 const CONTROLLERS: &str = "kube-controller-manager";
+const SCHEDULER: &str = "kube-scheduler";
 
 impl Program {
     fn find() -> Result<Self> {
@@ -278,8 +315,7 @@ impl Files {
         self.0.join(name)
     }
 
-    fn write_certificates(&self, cluster: &ClusterBuilder) -> Result<()> {
-        let authority = Authority::new()?;
+    fn write_certificates(&self, cluster: &ClusterBuilder, authority: &Authority) -> Result<()> {
         let mut addresses = vec![API_SERVICE.parse()?];
         addresses.extend(cluster.masters.iter().flat_map(|host| host.addresses()));
         addresses.extend(&cluster.vips);

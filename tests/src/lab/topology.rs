@@ -12,8 +12,8 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    Forwarding, Gate, Host, Namespace, Netlink, Verdict, default_route, device::finish_frames,
-    host_route,
+    Forwarding, Gate, Host, Namespace, Netlink, Prefix, Verdict, default_route,
+    device::finish_frames, host_route,
 };
 
 /// The one device of every host but the router, and the router's towards the switch.
@@ -60,6 +60,7 @@ pub struct Lab {
 /// A node: a host on the switch, with pods behind it. See [`Host`] for what every host can do.
 pub struct Node {
     host: Host,
+    number: usize,
     pods: Vec<Host>,
     gate: Gate,
     switch: Arc<Namespace>,
@@ -214,7 +215,7 @@ impl Lab {
 
     /// The pods' networks are reached by their nodes, from everywhere.
     fn route_pods(&self) -> Result<()> {
-        for (at, node) in self.nodes.iter().enumerate() {
+        for node in &self.nodes {
             let others = self
                 .nodes
                 .iter()
@@ -222,8 +223,9 @@ impl Lab {
                 .map(|other| &other.host);
             for host in others.chain([&self.router]) {
                 host.netlink(async |net| {
-                    net.route((v4(1, at + 1, 0).into(), 24), &[node.v4()]).await?;
-                    net.route((v6(1, at + 1, 0).into(), 64), &[node.v6()]).await
+                    let [v4, v6] = node.pod_networks();
+                    net.route(v4, &[node.v4()]).await?;
+                    net.route(v6, &[node.v6()]).await
                 })?;
             }
         }
@@ -252,12 +254,18 @@ impl Node {
         }
         let gate = switch.run(|| Gate::attach(name))?;
         let pods = (1..=pods).map(|pod| behind(&host, number, pod)).collect::<Result<_>>()?;
-        Ok(Self { host, pods, gate, switch: Arc::clone(switch) })
+        Ok(Self { host, number, pods, gate, switch: Arc::clone(switch) })
     }
 
     /// The hosts behind this node.
     pub fn pods(&self) -> &[Host] {
         &self.pods
+    }
+
+    /// The networks of its pods, IPv4 first, which everybody reaches by the node: those of the lab, and any that something
+    /// else on the node makes.
+    pub fn pod_networks(&self) -> [Prefix; 2] {
+        [(v4(1, self.number, 0).into(), 24), (v6(1, self.number, 0).into(), 64)]
     }
 
     /// Takes the node's power away: first its link, so that nobody hears it die, then its processes and its pods', then

@@ -99,6 +99,8 @@ pub struct Answer {
     pub status: u16,
     /// Which server it was: the body.
     pub server: String,
+    /// The server ends the connection with it.
+    pub last: bool,
 }
 
 /// One request and how long it took, connecting included.
@@ -112,7 +114,7 @@ impl Reply {
     /// The server's name, if it answered with 200.
     pub fn server(&self) -> Result<&str, Failure> {
         match &self.outcome {
-            Ok(Answer { status: 200, server }) => Ok(server),
+            Ok(Answer { status: 200, server, .. }) => Ok(server),
             Ok(Answer { status, .. }) => Err(Failure::Wrong(format!("status {status}"))),
             Err(failure) => Err(failure.clone()),
         }
@@ -190,9 +192,10 @@ fn parse(heard: &[u8]) -> Result<Option<Answer>, Failure> {
         .find_map(|line| line.strip_prefix("Content-Length: "))
         .and_then(|n| n.parse().ok());
     let (status, length): (u16, usize) = status.zip(length).ok_or_else(wrong)?;
+    let last = head.lines().any(|line| line == "Connection: close");
     let body = &heard[end + END_OF_HEAD.len()..];
-    Ok((body.len() >= length)
-        .then(|| Answer { status, server: String::from_utf8_lossy(&body[..length]).into_owned() }))
+    let server = |body: &[u8]| String::from_utf8_lossy(body).into_owned();
+    Ok(body.get(..length).map(|body| Answer { status, server: server(body), last }))
 }
 
 fn find(text: &[u8], what: &[u8]) -> Option<usize> {

@@ -1,0 +1,295 @@
+//! What `cargo xtask cluster` shows: a Service of type LoadBalancer in a real cluster, as its users and operators meet it.
+//!
+//! ```text
+//!  client ─┐                      ┌─ node-1: kubelet, containerd, pods; weir
+//!          router ──── switch ────┤
+//!  control ┘                      └─ node-2: kubelet, containerd, pods; weir
+//!   etcd, API server, controllers, scheduler
+//! ```
+//!
+//! Everything between kubectl and the pods is what a cluster has, but for kube-proxy: weir needs none. A client outside asks
+//! through the Service's address all the while; pods are replaced, a node is drained, the API server is killed. No request
+//! may fail, and each pod must see the client's own address. Pods serve for 2.5 s after SIGTERM, as any pod behind any load
+//! balancer must that learns of its end by the API.
+
+mod load;
+mod report;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+
+use crate::{
+    fleet::Fleet,
+    kube::{self, Image, KubeNode, Server},
+    lab::{Lab, Node},
+};
+use load::{Load, Sample};
+use report::{Report, Step};
+
+/// Where weir's account is.
+const NAMESPACE: &str = "weir-system";
+/// Of the Service: one request a connection, and many.
+const FRESH: u16 = 80;
+const KEPT: u16 = 81;
+/// For anything to come about on a machine that is busy.
+const PATIENCE: Duration = Duration::from_secs(180);
+/// Between two looks at what is waited for.
+const LOOK: Duration = Duration::from_millis(250);
+
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// The result as one JSON document on stdout; what happens goes to stderr.
+    pub json: bool,
+    /// How long the clients are watched after each event is over.
+    pub calm: Duration,
+}
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Builds the cluster, shows it and takes it down. False: a request failed.
+pub fn run(options: Options) -> Result<bool> {
+    // So that Ctrl-C takes everything down too.
+    let note = SigAction::new(SigHandler::Handler(note), SaFlags::SA_RESTART, SigSet::empty());
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        // SAFETY: the handler does nothing but store to an atomic.
+        unsafe { sigaction(signal, &note) }?;
+    }
+    let lab = Lab::builder().nodes(2, 0).client("client").client("control").build()?;
+    let stage = Stage::build(&lab, options)?;
+    let report = stage.show().inspect_err(|_| stage.print_logs())?;
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("\n{report}");
+    }
+    if !report.ok {
+        stage.print_logs();
+    }
+    Ok(report.ok)
+}
+
+extern "C" fn note(_: i32) {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+/// The cluster.
+struct Stage<'lab> {
+    // Agents end first, nodes before the API.
+    fleet: Fleet<'lab>,
+    nodes: Vec<KubeNode<'lab>>,
+    cluster: kube::Cluster<'lab>,
+    lab: &'lab Lab,
+    options: Options,
+    nodes_ready: Duration,
+}
+
+impl<'lab> Stage<'lab> {
+    /// Two nodes that are ready, with agents that have nothing to serve yet.
+    fn build(lab: &'lab Lab, options: Options) -> Result<Self> {
+        let start = Instant::now();
+        let out = |text: &str| line(options, text);
+        out("etcd, API server, controller manager, scheduler");
+        let cluster = kube::Cluster::on(&[lab.client("control")]).start()?;
+        let server = cluster.server();
+        cluster.start_controllers(server, &[])?;
+        cluster.start_scheduler(server)?;
+        out("two nodes: kubelet, containerd, a bridge for pods");
+        let image = Image::pack()?;
+        let nodes = lab.nodes().iter().map(|node| KubeNode::start(&cluster, node, &image));
+        let nodes = nodes.collect::<Result<Vec<_>>>()?;
+        server.kubectl(&["create", "namespace", NAMESPACE])?;
+        let account = cluster.service_account(NAMESPACE, "weir")?;
+        let settings = format!(
+            "kubernetes: {{servers: [\"{}\"], kubeconfig: {}}}",
+            server.url(),
+            account.join("kubeconfig").display()
+        );
+        let fleet = Fleet::prepare_with(lab, &settings, "")?;
+        let mut stage = Self { fleet, nodes, cluster, lab, options, nodes_ready: Duration::ZERO };
+        stage.start_all().inspect_err(|_| stage.print_logs())?;
+        stage.nodes_ready = start.elapsed();
+        Ok(stage)
+    }
+
+    fn start_all(&self) -> Result<()> {
+        for node in &self.nodes {
+            let name = node.node().name();
+            let ready = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
+            wait(&format!("{name} is ready"), || {
+                ensure!(node.is_running()?, "the kubelet of {name} ended");
+                let ask = ["get", "node", name, "--ignore-not-found", "--output", ready];
+                Ok(self.server().kubectl(&ask)? == "True")
+            })?;
+        }
+        self.out("weir: definitions, rights, addresses, an agent on each node");
+        let definitions = self.fleet.weir(&self.lab.nodes()[0], &["manifest", "crds"])?;
+        self.server().apply(std::str::from_utf8(&definitions.stdout)?)?;
+        self.server().kubectl(&["wait", "--for=condition=Established", "crd", "--all"])?;
+        self.server().apply(include_str!("weir.yaml"))?;
+        self.lab.nodes().iter().try_for_each(|node| self.fleet.start_agent(node).map(drop))
+    }
+
+    /// All that is shown.
+    fn show(&self) -> Result<Report> {
+        self.out("kubectl apply: a Deployment and a Service of type LoadBalancer");
+        self.server().apply(include_str!("web.yaml"))?;
+        let (vips, addressed) = self.addresses()?;
+        self.out(&format!("the Service has the addresses {} and {}", vips[0], vips[1]));
+        self.rolled_out()?;
+        vips.iter().try_for_each(|vip| self.served_everywhere(*vip))?;
+
+        let load = Load::start(self.lab.client("client"), vips, [FRESH, KEPT])?;
+        let restart = |stage: &Self| {
+            stage.server().kubectl(&["rollout", "restart", "deployment/web"])?;
+            stage.rolled_out()
+        };
+        let steps = [
+            self.step(&load, "calm", |_| Ok(()))?,
+            self.step(&load, "kubectl rollout restart", restart)?,
+            self.step(&load, "kubectl drain node-1", |stage| {
+                let timeout = format!("--timeout={}s", PATIENCE.as_secs());
+                stage.server().kubectl(&["drain", "node-1", "--ignore-daemonsets", &timeout])?;
+                stage.rolled_out()
+            })?,
+            self.step(&load, "uncordon, rollout restart", |stage| {
+                stage.server().kubectl(&["uncordon", "node-1"])?;
+                restart(stage)
+            })?,
+            self.step(&load, "API server killed, back", |stage| {
+                stage.server().kill()?;
+                pause(stage.options.calm)?;
+                stage.server().start()?;
+                wait("the API server is ready again", || Ok(stage.server().is_ready()))
+            })?,
+        ];
+        Ok(Report::new(self.nodes_ready, addressed, steps.into()))
+    }
+
+    /// The Service's addresses, one of each family, and how long it took to have them.
+    fn addresses(&self) -> Result<([IpAddr; 2], Duration)> {
+        let start = Instant::now();
+        let mut addresses = Vec::new();
+        wait("the Service has an address of each family", || {
+            let service = self.server().get(&["service", "web"])?;
+            let given = service["status"]["loadBalancer"]["ingress"].as_array().cloned();
+            let given = given.unwrap_or_default();
+            let given = given.iter().filter_map(|ingress| ingress["ip"].as_str()?.parse().ok());
+            addresses = given.collect();
+            Ok(addresses.len() == 2)
+        })?;
+        let both = <[IpAddr; 2]>::try_from(addresses).ok().context("two addresses")?;
+        Ok((both, start.elapsed()))
+    }
+
+    /// Waits until all pods are of the newest kind and ready, and no other is left.
+    fn rolled_out(&self) -> Result<()> {
+        let timeout = format!("--timeout={}s", PATIENCE.as_secs());
+        self.server().kubectl(&["rollout", "status", "deployment/web", &timeout])?;
+        wait("the pods before are gone", || {
+            let pods = self.server().get(&["pods", "--selector=app=web"])?;
+            let pods = pods["items"].as_array().context("no list of pods")?;
+            Ok(pods.iter().all(|pod| pod["metadata"]["deletionTimestamp"].is_null()))
+        })
+    }
+
+    /// Waits until both nodes would hand the Service's clients to all pods.
+    fn served_everywhere(&self, vip: IpAddr) -> Result<()> {
+        let pods = self.server().get(&["deployment", "web"])?["spec"]["replicas"].as_u64();
+        for node in self.lab.nodes() {
+            for port in [FRESH, KEPT] {
+                wait(&format!("{} serves {vip}:{port}", node.name()), || {
+                    let owners = self.fleet.owners(node, SocketAddr::new(vip, port));
+                    Ok(pods == Some(owners.len() as u64))
+                })?;
+            }
+        }
+        wait(&format!("one of the nodes announces {vip}"), || {
+            Ok(self.lab.nodes().iter().any(|node: &Node| self.fleet.announces(node, vip)))
+        })
+    }
+
+    /// Something happens under load.
+    fn step(
+        &self,
+        load: &Load,
+        name: &str,
+        event: impl FnOnce(&Self) -> Result<()>,
+    ) -> Result<Step> {
+        self.out(&format!("--- {name} ---"));
+        let (from, mut samples) = (Instant::now(), Vec::<Sample>::new());
+        event(self)?;
+        pause(self.options.calm)?;
+        samples.extend(load.take());
+        for node in self.lab.nodes() {
+            ensure!(self.fleet.agent(node).is_running()?, "the agent of {} ended", node.name());
+        }
+        let step = Step::new(name, from, &samples);
+        self.out(&format!(
+            "  {} + {} requests, {} + {} failed",
+            step.fresh.requests, step.kept.requests, step.fresh.failures, step.kept.failures
+        ));
+        Ok(step)
+    }
+
+    fn server(&self) -> &Server<'lab> {
+        self.cluster.server()
+    }
+
+    fn out(&self, text: &str) {
+        line(self.options, text);
+    }
+
+    /// For who must find out what went wrong; nothing did where somebody wanted it to end.
+    fn print_logs(&self) {
+        if INTERRUPTED.load(Ordering::Relaxed) {
+            return;
+        }
+        let what = "nodes,pods,services,endpointslices,events";
+        let show = ["get", what, "--output=wide", "--request-timeout=5s"];
+        eprintln!("{}", self.server().kubectl(&show).unwrap_or_else(|error| error.to_string()));
+        for node in &self.nodes {
+            eprintln!("{}", node.logs());
+        }
+        for node in self.lab.nodes() {
+            eprintln!("== agent of {}\n{}", node.name(), self.fleet.log(node));
+        }
+    }
+}
+
+/// Where people look: stdout, or stderr if stdout is for a program.
+fn line(options: Options, text: &str) {
+    if options.json {
+        eprintln!("{text}");
+    } else {
+        println!("{text}");
+    }
+}
+
+/// Looks at `done` until it holds; an error where it does not within [`PATIENCE`].
+fn wait(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !done().with_context(|| format!("wait until {what}"))? {
+        ensure!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        pause(LOOK)?;
+    }
+    Ok(())
+}
+
+/// Lets time pass; an error where somebody wants this to end.
+fn pause(time: Duration) -> Result<()> {
+    let end = Instant::now() + time;
+    while let Some(left) = end.checked_duration_since(Instant::now()) {
+        if INTERRUPTED.load(Ordering::Relaxed) {
+            bail!("interrupted");
+        }
+        thread::sleep(left.min(LOOK));
+    }
+    Ok(())
+}

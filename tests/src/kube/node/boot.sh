@@ -1,0 +1,34 @@
+# Boots a node: process 1 of a process namespace and the owner of a mount namespace, in which /sys/fs/disk is the
+# node's disk. Whatever runs on the node ends with this shell, and all mounts with that.
+#
+# Arguments: the folder of the node's files, the packages' folder, the control groups' hierarchies, flags of the kubelet.
+set -eu
+files=$1 packages=$2 hierarchies=$3
+shift 3
+export PATH="$packages/usr/bin:$packages/usr/sbin:$PATH"
+
+# What parts of Kubernetes leave in /run is the node's own.
+mount -t tmpfs run /run
+# What a kubelet would set for the whole machine it sets for files of the node.
+for of in kernel/panic kernel/panic_on_oops kernel/keys/root_maxbytes kernel/keys/root_maxkeys \
+    vm/overcommit_memory vm/panic_on_oom; do
+    mkdir -p "/run/sysctl/${of%/*}"
+    cat "/proc/sys/$of" > "/run/sysctl/$of"
+    mount --bind "/run/sysctl/$of" "/proc/sys/$of"
+done
+if [ -z "$hierarchies" ]; then
+    mount -t cgroup2 cgroup2 /sys/fs/cgroup
+else
+    mount -t tmpfs cgroup /sys/fs/cgroup
+    for of in $hierarchies; do
+        mkdir "/sys/fs/cgroup/${of#name=}"
+        mount -t cgroup -o "$of" cgroup "/sys/fs/cgroup/${of#name=}"
+    done
+fi
+
+containerd --config "$files/containerd.toml" >> "$files/containerd.log" 2>&1 &
+until ctr --namespace k8s.io images import "$files/image.tar" >> "$files/containerd.log" 2>&1; do
+    kill -0 $!
+    sleep 0.1
+done
+exec "$files/kubelet" "$@" >> "$files/kubelet.log" 2>&1
