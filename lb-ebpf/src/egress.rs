@@ -88,9 +88,8 @@ fn answer_tcp(key: &ArrivalKey, segment: &Segment) -> Result<Arrival, Reason> {
     if segment.accepts() {
         return accept(key, segment, now);
     }
-    let established = || {
-        maps::established().update(key, |arrival| decide::answered(arrival, segment, now))
-    };
+    let established =
+        || maps::established().update(key, |arrival| decide::answered(arrival, segment, now));
     established()
         .or_else(|| maps::opening().update(key, |arrival| decide::noted(arrival, segment, now)))
         // The client's segment may have promoted it between the two looks.
