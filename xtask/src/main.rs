@@ -200,6 +200,8 @@ fn build_bpf(workspace: &Workspace, setup: &Setup, out: Option<PathBuf>) -> Resu
 
 /// The bench that upgrades agents.
 const CHURN: &str = "churn";
+/// The one that needs a Kubernetes.
+const KUBERNETES: &str = "kubernetes";
 
 fn run_program(workspace: &Workspace, program: &str, run: &Run) -> Result<()> {
     setup::ensure(&setup::to_run(), !run.setup.no_install)?;
@@ -207,6 +209,13 @@ fn run_program(workspace: &Workspace, program: &str, run: &Run) -> Result<()> {
     let mut cargo = workspace.cargo();
     if run.args.first().is_some_and(|name| name == CHURN) {
         cargo.env(weir::NEXT, weir::build_next(workspace, "release")?);
+    }
+    if run.args.first().is_some_and(|name| name == KUBERNETES) {
+        setup::ensure(
+            &setup::to_build_kubernetes(workspace, Parts::ControlPlane)?,
+            !run.setup.no_install,
+        )?;
+        cargo.env(kubernetes::BINARY, Kubernetes::of(workspace, Parts::ControlPlane)?.binary());
     }
     weir::build(workspace, "release")?;
     cargo

@@ -8,6 +8,7 @@ pub mod failover;
 pub mod flood;
 pub mod gossip;
 pub mod health;
+pub mod kubernetes;
 pub mod membership;
 pub mod packet;
 pub mod tables;

@@ -28,6 +28,8 @@ enum Bench {
     Maps,
     /// Health checks: 10,000 targets on one node.
     Health,
+    /// A large Kubernetes cluster: cold start of an agent, and changes of endpoints.
+    Kubernetes(bench::kubernetes::Options),
     /// Claims: what it costs to look through the arrivals.
     Claims,
     /// What clients feel when nodes, agents, cables and servers fail.
@@ -55,6 +57,7 @@ fn main() -> Result<ExitCode> {
         Bench::Tables => met(&bench::tables::run(args.json)?.goals),
         Bench::Maps => met(&bench::tables::run_maps(args.json)?.goals),
         Bench::Health => met(&bench::health::run(args.json)?.goals),
+        Bench::Kubernetes(options) => met(&bench::kubernetes::run(&options, args.json)?.goals),
         Bench::Failover(options) => bench::failover::run(&options, args.json)?,
         Bench::Churn(options) => bench::churn::run(&options, args.json)?,
         Bench::Flood(options) => met(&bench::flood::run(&options, args.json)?.goals),
