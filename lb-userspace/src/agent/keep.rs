@@ -21,6 +21,9 @@ use crate::{
 /// An intent is good once the agent has lived so long after it was applied.
 const GOOD_AFTER: Duration = Duration::from_secs(5);
 
+/// Of large intents that change all the time: at least so many times as long as the last one took.
+const REST_SHARE: u32 = 100;
+
 /// After a checkpoint could not be written.
 const RETRY: Duration = Duration::from_secs(30);
 
@@ -40,7 +43,9 @@ pub struct Keep {
     candidate: Option<Candidate>,
     /// What the newest checkpoint holds.
     written: Option<Arc<Intent>>,
-    writing: Option<(Arc<Intent>, JoinHandle<io::Result<()>>)>,
+    writing: Option<(Arc<Intent>, JoinHandle<io::Result<Duration>>)>,
+    /// How long the last one took.
+    took: Duration,
     /// What was wrong with the files of the lives before.
     found: Vec<String>,
     /// Why the newest could not be written.
@@ -62,6 +67,7 @@ impl Keep {
             candidate: None,
             written: newest.map(Arc::new),
             writing: None,
+            took: Duration::ZERO,
             found,
             unwritten: None,
         }
@@ -82,11 +88,14 @@ impl Keep {
         self.settle(now).await;
         if let Some(Candidate { intent, asked, .. }) = self.candidate.take_if(|it| it.due <= now) {
             let (state_dir, kept) = (self.state_dir.clone(), intent.clone());
-            let write =
-                move || checkpoint::write(&state_dir, &kept, asked, unix_ms(SystemTime::now()));
+            let write = move || {
+                let start = Instant::now();
+                checkpoint::write(&state_dir, &kept, asked, unix_ms(SystemTime::now()))?;
+                Ok(start.elapsed())
+            };
             self.writing = Some((intent, tokio::task::spawn_blocking(write)));
         } else if self.candidate.is_none() {
-            self.candidate = self.next(now + GOOD_AFTER);
+            self.candidate = self.next(now + GOOD_AFTER.max(self.took * REST_SHARE));
         }
     }
 
@@ -97,9 +106,10 @@ impl Keep {
         Some(Candidate { intent, asked, due })
     }
 
-    fn note(&mut self, intent: Arc<Intent>, written: io::Result<()>, now: Instant) {
+    fn note(&mut self, intent: Arc<Intent>, written: io::Result<Duration>, now: Instant) {
         match written {
-            Ok(()) => {
+            Ok(took) => {
+                self.took = took;
                 tracing::debug!("checkpoint written");
                 self.written = Some(intent);
                 self.unwritten = None;

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use crate::{
     model::{Life, Members},
     plan::{
-        Changed, Desired, FrontendKey, History,
+        Changed, Desired, Edited, FrontendKey, History,
         flows::{Applied, Consensus},
         history::Touched,
     },
@@ -36,6 +36,8 @@ pub enum Difference {
     Anew(Desired),
     /// Only these frontends' owners changed.
     Owners(BTreeSet<FrontendKey>),
+    /// Only pools changed.
+    Pools(Edited),
 }
 
 impl Memory {
@@ -55,6 +57,7 @@ impl Memory {
         let changed = match difference {
             Difference::Anew(before) => Changed::Anew(before),
             Difference::Owners(frontends) => Changed::Owners(frontends),
+            Difference::Pools(edited) => Changed::Pools(edited),
         };
         self.history.remember(plan, changed, consensus, members, now)
     }

@@ -4,9 +4,9 @@
 //! Start: what to serve (the sources, or a checkpoint), lock, load, read back, `egress` on devices, maps
 //! filled, `ingress` on uplinks. Where maps of a former agent serve, `ingress` follows `egress` at once,
 //! and what another layout still holds is moved before anything is changed. Then every change of what
-//! is wanted or known wakes one loop, which plans everything anew, applies what
-//! differs, announces after that, and reports. The end of the agent, however it comes, changes
-//! nothing in the kernel: maps, programs and links stay.
+//! is wanted or known wakes one loop, which plans (anew, or what pools, verdicts and members changed),
+//! applies what differs, announces after that, and reports. The end of the agent, however it comes,
+//! changes nothing in the kernel: maps, programs and links stay.
 
 mod begin;
 mod cleanup;
@@ -266,7 +266,7 @@ impl Agent {
         self.state.attach_ingress(&self.inlets).await?;
         self.state.attach_connect(&self.inlets);
         self.settle().await?;
-        self.state.report(&self.inlets);
+        self.state.report_now(&self.inlets).await;
 
         let mut tick = Instant::now() + TICK;
         let mut leave_by: Option<Instant> = None;
@@ -307,9 +307,9 @@ impl Agent {
                 }
             }
             healthy = self.state.step(&mut self.inlets);
-            self.state.report_soon(&self.inlets);
+            self.state.report(&self.inlets);
         }
-        self.state.report(&self.inlets);
+        self.state.report_now(&self.inlets).await;
         self.state.go().await;
         self.allocation.stopped().await;
         sleep(FAREWELL).await;

@@ -92,7 +92,7 @@ fn known(wish: &Wish, intent: &Intent) -> Result<(), Answer> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::{path::Path, sync::Arc};
 
     use super::*;
     use crate::config::{Overrides, parse};
@@ -137,7 +137,7 @@ mod tests {
         assert!(fix.contains("master-1, worker-1, worker-2"), "{fix}");
 
         obey(&drain(node("worker-2")), &intent, &mut keeper, 1);
-        intent.nodes.remove("worker-2");
+        Arc::make_mut(&mut intent.nodes).remove("worker-2");
         let (_, answer) =
             obey(&Request::Undrain { what: node("worker-2") }, &intent, &mut keeper, 1);
         assert_eq!(answer, Answer::done(true));

@@ -5,15 +5,22 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     process,
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
+
+use futures::FutureExt;
+use tokio::task::JoinHandle;
 
 use super::state::{Inlets, State};
 use crate::{
     announce::Why,
     membership::{NodeStatus, Report},
-    model::{CheckKind, Drainable, Health, MemberState, Problem, Target, drains::Order},
-    plan::history::Unsettled,
+    model::{
+        CheckKind, Drainable, Health, MemberState, Problem, Target, Targets, Verdicts,
+        drains::Order,
+    },
+    plan::{DesiredFrontend, FrontendKey, history::Unsettled},
     report::status::{
         self, AgentStatus, CandidateStatus, DrainStatus, FrontendStatus, HealthWord,
         KubernetesStatus, MemberStatus, RemainingStatus, TargetCause, TargetStatus,
@@ -28,13 +35,80 @@ pub struct About {
     pub state_dir: PathBuf,
 }
 
+/// Shortest time between two reports.
+const REST: Duration = Duration::from_millis(200);
+
+/// Of large sites: at least so many times as long as the last report took.
+const REST_SHARE: u32 = 10;
+
+/// The writing of reports, beside the loop.
+#[derive(Default)]
+pub(super) struct Reports {
+    /// Says how long it took.
+    writing: Option<JoinHandle<Duration>>,
+    /// Not before this.
+    next: Option<Instant>,
+}
+
+impl Reports {
+    /// Whether the next one may be written.
+    fn is_due(&mut self) -> bool {
+        if let Some(took) = self.writing.take_if(|writing| writing.is_finished()) {
+            let took = took.now_or_never().and_then(Result::ok).unwrap_or_default();
+            self.next = Some(Instant::now() + REST.max(took * REST_SHARE));
+        }
+        self.writing.is_none() && self.next.is_none_or(|at| Instant::now() >= at)
+    }
+}
+
+/// What costs as much as there is, and is spelt out beside the loop.
+struct Lists {
+    targets: Arc<Targets>,
+    verdicts: Arc<Verdicts>,
+    /// With who announces its address.
+    frontends: Vec<(FrontendKey, DesiredFrontend, String)>,
+}
+
 impl State {
-    /// Writes the status file. That it cannot be written stops nothing.
+    /// Has the status file written, unless that was done just now: the next tick then does.
     pub fn report(&mut self, inlets: &Inlets) {
-        self.reported = Some(Instant::now());
-        let status = self.status(inlets);
-        if let Err(error) = status.write(&self.about.state_dir) {
-            tracing::warn!(%error, dir = %self.about.state_dir.display(), "status cannot be written");
+        if self.reports.is_due() {
+            self.reports.writing = Some(self.write_report(inlets));
+        }
+    }
+
+    /// Has it written whatever was before, and waits for that.
+    pub async fn report_now(&mut self, inlets: &Inlets) {
+        if let Some(writing) = self.reports.writing.take() {
+            // A writer that panicked has said so.
+            let _ = writing.await;
+        }
+        let _ = self.write_report(inlets).await;
+    }
+
+    /// That it cannot be written stops nothing.
+    fn write_report(&self, inlets: &Inlets) -> JoinHandle<Duration> {
+        let (status, lists) = (self.status(inlets), self.lists(inlets));
+        let state_dir = self.about.state_dir.clone();
+        tokio::task::spawn_blocking(move || {
+            let start = Instant::now();
+            let status =
+                AgentStatus { targets: lists.targets(), frontends: lists.frontends(), ..status };
+            if let Err(error) = status.write(&state_dir) {
+                tracing::warn!(%error, dir = %state_dir.display(), "status cannot be written");
+            }
+            start.elapsed()
+        })
+    }
+
+    fn lists(&self, inlets: &Inlets) -> Lists {
+        let announcer = |vip| self.election.elected(vip).unwrap_or_default().to_owned();
+        let frontends = self.desired.frontends.iter();
+        let frontends = frontends.map(|(key, it)| (*key, it.clone(), announcer(key.address)));
+        Lists {
+            targets: self.basis.as_ref().map(|it| it.askers.targets.clone()).unwrap_or_default(),
+            verdicts: inlets.verdicts.borrow().clone(),
+            frontends: frontends.collect(),
         }
     }
 
@@ -61,8 +135,7 @@ impl State {
             kubernetes: inlets.kubernetes.as_ref().map(|it| KubernetesStatus::clone(&it.borrow())),
             unsettled: self.unsettled(),
             gossip: counted(&inlets.membership.borrow()),
-            targets: targets(inlets),
-            frontends: self.frontends(),
+            ..AgentStatus::default()
         }
     }
 
@@ -188,20 +261,6 @@ impl State {
         };
         self.desired.ending.iter().filter_map(remaining).collect()
     }
-
-    fn frontends(&self) -> Vec<FrontendStatus> {
-        let frontends = self.desired.frontends.iter();
-        frontends
-            .map(|(key, frontend)| FrontendStatus {
-                object: frontend.object.clone(),
-                address: key.address,
-                port: key.port,
-                protocol: key.protocol,
-                announcer: self.election.elected(key.address).unwrap_or_default().to_owned(),
-                weights: BTreeMap::clone(&frontend.owners),
-            })
-            .collect()
-    }
 }
 
 /// A node as membership sees it.
@@ -240,28 +299,42 @@ fn counted(report: &Report) -> BTreeMap<String, u64> {
     sums
 }
 
-fn targets(inlets: &Inlets) -> Vec<TargetStatus> {
-    let verdicts = inlets.verdicts.borrow().clone();
-    let status = |target: &Target| {
-        let (health, reason) = match verdicts.get(target) {
-            None | Some(Health::Unknown) => (HealthWord::Unknown, None),
-            Some(Health::Up) => (HealthWord::Up, None),
-            Some(Health::Down(reason)) => (HealthWord::Down, Some(reason.clone())),
+impl Lists {
+    fn targets(&self) -> Vec<TargetStatus> {
+        let verdicts = &self.verdicts;
+        let status = |target: &Target| {
+            let (health, reason) = match verdicts.get(target) {
+                None | Some(Health::Unknown) => (HealthWord::Unknown, None),
+                Some(Health::Up) => (HealthWord::Up, None),
+                Some(Health::Down(reason)) => (HealthWord::Down, Some(reason.clone())),
+            };
+            let check = match target.check.kind {
+                CheckKind::Tcp => "tcp",
+                CheckKind::Http(_) => "http",
+                CheckKind::Https { .. } => "https",
+            };
+            let cause = verdicts.cause(target).map(|cause| TargetCause {
+                by: cause.by.iter().map(|node| node.to_string()).collect(),
+                votes: Votes { up: cause.up, down: cause.down },
+                since_ms: cause.since.as_millis() as u64,
+            });
+            TargetStatus { address: target.address, check: check.into(), health, reason, cause }
         };
-        let check = match target.check.kind {
-            CheckKind::Tcp => "tcp",
-            CheckKind::Http(_) => "http",
-            CheckKind::Https { .. } => "https",
-        };
-        let cause = verdicts.cause(target).map(|cause| TargetCause {
-            by: cause.by.iter().map(|node| node.to_string()).collect(),
-            votes: Votes { up: cause.up, down: cause.down },
-            since_ms: cause.since.as_millis() as u64,
-        });
-        TargetStatus { address: target.address, check: check.into(), health, reason, cause }
-    };
-    let targets = crate::plan::targets(&inlets.intent.borrow());
-    targets.keys().map(|target| status(target)).collect()
+        self.targets.keys().map(|target| status(target)).collect()
+    }
+
+    fn frontends(&self) -> Vec<FrontendStatus> {
+        let status =
+            |(key, frontend, announcer): &(FrontendKey, DesiredFrontend, String)| FrontendStatus {
+                object: frontend.object.clone(),
+                address: key.address,
+                port: key.port,
+                protocol: key.protocol,
+                announcer: announcer.clone(),
+                weights: BTreeMap::clone(&frontend.owners),
+            };
+        self.frontends.iter().map(status).collect()
+    }
 }
 
 /// Milliseconds since 1970.

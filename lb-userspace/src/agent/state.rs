@@ -15,7 +15,7 @@ use super::{
     keep::Keep,
     memory::{Difference, Memory, hop_flags},
     orders::obey,
-    report::{About, unix_ms},
+    report::{About, Reports, unix_ms},
     sockets::View,
 };
 use crate::{
@@ -31,15 +31,12 @@ use crate::{
     model::{Drained, Intent, Life, MemberState, Members, Problem, Targets, Verdicts},
     netlink::Interfaces,
     plan::{
-        self, Askers, Desired, Inputs,
+        self, Askers, Desired, Edited, Inputs,
         flows::{Applied, Consensus},
     },
     report::status::{Attachment, KubernetesStatus},
     sources::file::SourceStatus,
 };
-
-/// Shortest time between two reports.
-const REPORT_REST: Duration = Duration::from_millis(200);
 
 /// Deadlines by the wall clock are looked at again at least so often.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -126,23 +123,14 @@ pub struct Outlets {
 }
 
 /// What the last plan was made of.
-struct Basis {
+pub(super) struct Basis {
     intent: Arc<Intent>,
     members: Arc<Members>,
     drained: Arc<Drained>,
-    askers: Askers,
+    pub(super) askers: Askers,
     /// The last verdict that it knew, and how many targets had been forgotten.
     turn: u64,
     removals: u64,
-}
-
-impl Basis {
-    /// Whether verdicts and members are all that is new.
-    fn follows(&self, intent: &Arc<Intent>, verdicts: &Verdicts, drained: &Drained) -> bool {
-        Arc::ptr_eq(&self.intent, intent)
-            && self.removals == verdicts.removals()
-            && *self.drained == *drained
-    }
 }
 
 pub struct State {
@@ -157,7 +145,9 @@ pub struct State {
     /// The last plan.
     pub(super) desired: Desired,
     /// What it was made of.
-    basis: Option<Basis>,
+    pub(super) basis: Option<Basis>,
+    /// Counts the plans that were made anew: what they hold beside pools changes with no other.
+    plans: u64,
     pub(super) election: Election,
     /// What the last election was made of beside time.
     elected: Option<Elected>,
@@ -175,7 +165,7 @@ pub struct State {
     pub(super) attachments: BTreeMap<(String, &'static str), (u32, Attachment)>,
     /// Why a program is not on a device.
     pub(super) unattached: BTreeMap<String, String>,
-    pub(super) reported: Option<Instant>,
+    pub(super) reports: Reports,
 }
 
 impl State {
@@ -196,6 +186,7 @@ impl State {
             outlets,
             about,
             basis: None,
+            plans: 0,
             election: Election::default(),
             elected: None,
             drained: Arc::new(keeper.drains().at(unix_ms(SystemTime::now()))),
@@ -208,7 +199,7 @@ impl State {
             unapplied: Vec::new(),
             attachments: BTreeMap::new(),
             unattached: BTreeMap::new(),
-            reported: None,
+            reports: Reports::default(),
         }
     }
 
@@ -264,6 +255,11 @@ impl State {
                     Difference::Owners(mut frontends) => {
                         frontends.extend(touched.frontends);
                         Scope::Part { around, frontends, backends: touched.backends }
+                    }
+                    Difference::Pools(Edited { mut frontends, mut backends, .. }) => {
+                        frontends.extend(touched.frontends);
+                        backends.extend(touched.backends);
+                        Scope::Part { around, frontends, backends }
                     }
                 }
             }
@@ -336,14 +332,11 @@ impl State {
         };
         let drained = self.drained.clone();
         let inputs = Inputs { intent, verdicts, members: &members, drained: &drained };
-        let (turn, removals) = (verdicts.turn(), verdicts.removals());
-        if let Some(basis) = self.basis.take_if(|it| it.follows(intent, verdicts, &drained)) {
-            let nodes = basis.members.serving_differs(&members);
-            let since = verdicts.since(basis.turn);
-            let owners = plan::follow(&mut self.desired, &inputs, &basis.askers, since, nodes);
-            self.basis = Some(Basis { members, turn, ..basis });
-            return Difference::Owners(owners);
+        if let Some(difference) = self.follow(intent, &members, &inputs) {
+            return difference;
         }
+        let (turn, removals) = (verdicts.turn(), verdicts.removals());
+        self.plans += 1;
         let askers = plan::askers(intent);
         tell(&self.outlets.nodes, addresses(intent));
         tell(&self.outlets.targets, askers.targets.clone());
@@ -356,6 +349,41 @@ impl State {
         let intent = intent.clone();
         self.basis = Some(Basis { intent, members, drained, askers, turn, removals });
         Difference::Anew(std::mem::replace(&mut self.desired, desired))
+    }
+
+    /// Lets the plan follow what changed since, where that is verdicts, members and pools alone.
+    fn follow(
+        &mut self,
+        intent: &Arc<Intent>,
+        members: &Arc<Members>,
+        inputs: &Inputs<'_>,
+    ) -> Option<Difference> {
+        let mut basis = self.basis.take().filter(|it| *it.drained == *inputs.drained)?;
+        let verdicts = inputs.verdicts;
+        let forgotten: Vec<_> = verdicts.forgotten_since(basis.removals)?.collect();
+        let (plan, askers) = (&mut self.desired, &mut basis.askers);
+        let edited = match Arc::ptr_eq(&basis.intent, intent) {
+            true => None,
+            false => Some(plan::edit(plan, inputs, askers, &basis.intent)?),
+        };
+        let nodes = basis.members.serving_differs(members);
+        let since = verdicts.since(basis.turn).chain(forgotten);
+        let owners = plan::follow(plan, inputs, askers, since, nodes);
+        tell(&self.outlets.targets, askers.targets.clone());
+        self.basis = Some(Basis {
+            intent: intent.clone(),
+            members: members.clone(),
+            turn: verdicts.turn(),
+            removals: verdicts.removals(),
+            ..basis
+        });
+        Some(match edited {
+            None => Difference::Owners(owners),
+            Some(mut edited) => {
+                edited.frontends.extend(owners);
+                Difference::Pools(edited)
+            }
+        })
     }
 
     /// What this node announces, and where.
@@ -371,7 +399,7 @@ impl State {
         let announced = self.data_plane.announced().inspect_err(|error| {
             tracing::error!(%error, "maps cannot be read; nothing is announced or withdrawn");
         })?;
-        let basis = (intent.clone(), members.clone(), interfaces.clone(), holders);
+        let basis = (self.plans, members.clone(), interfaces.clone(), holders);
         let due = self.election.next_deadline().is_some_and(|at| at <= now);
         let former = self.elected.as_ref().filter(|it| !due && it.follows(&basis, &announced));
         if let Some(elected) = former {
@@ -591,13 +619,6 @@ impl State {
             self.attach_connect(inlets);
         }
     }
-
-    /// Reports unless it was done just now; the next tick then does.
-    pub fn report_soon(&mut self, inlets: &Inlets) {
-        if self.reported.is_none_or(|at| at.elapsed() >= REPORT_REST) {
-            self.report(inlets);
-        }
-    }
 }
 
 /// What an election was made of beside time, and what came of it.
@@ -606,7 +627,8 @@ struct Elected {
     announced: BTreeMap<IpAddr, announce::Uplink>,
 }
 
-type ElectionBasis = (Arc<Intent>, Arc<Members>, Arc<Interfaces>, Holders);
+/// How many plans had been made anew, and what else counts.
+type ElectionBasis = (u64, Arc<Members>, Arc<Interfaces>, Holders);
 
 /// By VIP, the nodes that alone may announce it.
 type Holders = BTreeMap<IpAddr, BTreeSet<String>>;
@@ -615,7 +637,7 @@ impl Elected {
     /// Whether nothing is new; `announced` is what the data plane does by now.
     fn follows(&self, now: &ElectionBasis, announced: &BTreeMap<IpAddr, u32>) -> bool {
         let done = self.announced.iter().map(|(vip, uplink)| (vip, &uplink.ifindex));
-        Arc::ptr_eq(&self.basis.0, &now.0)
+        self.basis.0 == now.0
             && Arc::ptr_eq(&self.basis.1, &now.1)
             && Arc::ptr_eq(&self.basis.2, &now.2)
             && self.basis.3 == now.3
@@ -643,7 +665,7 @@ fn facts(intent: &Intent, interfaces: &Interfaces) -> Facts {
 
 fn tell<T: PartialEq>(to: &watch::Sender<Arc<T>>, now: Arc<T>) {
     to.send_if_modified(|former| {
-        let changed = **former != *now;
+        let changed = !Arc::ptr_eq(former, &now) && **former != *now;
         if changed {
             *former = now;
         }

@@ -226,12 +226,13 @@ fn policies_exclude_and_a_vip_of_nobody_is_a_problem() {
     assert_eq!(why.excluded[&Exclusion::NoBackend].len(), 2);
 
     node.holders.clear();
-    let policy = &mut node.intent.frontends.get_mut("api").unwrap().announce;
+    let policy = &mut Arc::make_mut(node.intent.frontends.get_mut("api").unwrap()).announce;
     policy.nodes.match_labels.insert("role".into(), "master".into());
     node.decide(now);
     assert_eq!(node.why(vip, now).elected.as_deref(), Some("master-1"));
 
-    node.intent.frontends.get_mut("api").unwrap().announce.interfaces = vec!["lan*".into()];
+    Arc::make_mut(node.intent.frontends.get_mut("api").unwrap()).announce.interfaces =
+        vec!["lan*".into()];
     node.maps.insert(vip, 2);
     node.decide(now);
     assert!(!node.has(vip));

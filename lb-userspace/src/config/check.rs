@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::{IpAddr, SocketAddr},
     path::Path,
+    sync::Arc,
 };
 
 use lb_common::service::blocks;
@@ -70,9 +71,9 @@ pub fn intent(
         if closed {
             check_homes(&object.pool, draft, &nodes, report);
         }
-        frontends.insert(name.clone(), object);
+        frontends.insert(name.clone(), Arc::new(object));
     }
-    let intent = Intent { agent: agent.settings.clone(), nodes, frontends };
+    let intent = Intent { agent: agent.settings.clone(), nodes: Arc::new(nodes), frontends };
 
     check_addresses(&intent, &drafts, &owners, report);
     check_ports(&drafts, report);
@@ -106,7 +107,7 @@ pub fn frontend(
     let mut object = draft.object.clone();
     place_members(&mut object.pool, &draft, owners, report);
     check_homes(&object.pool, &draft, &intent.nodes, report);
-    intent.frontends.insert(name.to_owned(), object);
+    intent.frontends.insert(name.to_owned(), Arc::new(object));
     let drafts = Drafts { frontends: [(name.to_owned(), draft)].into(), ..Drafts::default() };
     check_addresses(intent, &drafts, owners, report);
     check_ports(&drafts, report);

@@ -18,6 +18,7 @@ use std::{
     fmt, fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use saphyr::{LoadableYamlNode, MarkedYamlOwned, ScanError};
@@ -187,7 +188,7 @@ pub fn parse_with(
 pub fn frontends<'a>(
     objects: impl Iterator<Item = (&'a String, &'a serde_json::Value)>,
     agent: &AgentSettings,
-    nodes: &BTreeMap<String, Node>,
+    nodes: &Arc<BTreeMap<String, Node>>,
 ) -> (BTreeMap<String, FrontendObject>, Vec<Problem>) {
     let mut intent =
         Intent { agent: agent.clone(), nodes: nodes.clone(), frontends: BTreeMap::new() };
@@ -204,7 +205,7 @@ pub fn frontends<'a>(
         let is_good =
             document.is_some_and(|it| check::frontend(name, &it, &mut intent, &owners, &report));
         if let Some(object) = intent.frontends.remove(name).filter(|_| is_good) {
-            good.insert(name.clone(), object);
+            good.insert(name.clone(), Arc::unwrap_or_clone(object));
         }
         let object = format!("Frontend/{name}");
         problems.extend(report.into_parts().0.into_iter().map(|error| {

@@ -58,6 +58,8 @@ pub struct Cause {
 const SHARDS: usize = 128;
 /// Verdicts that a part remembers as its last, so that who follows it need not look at all of it.
 const LATELY: usize = 8;
+/// Forgotten targets that are remembered as such.
+const FORGOTTEN: usize = 1024;
 
 /// The latest word on every target; one that is absent is `Unknown`. Remembers which came last, so that
 /// who follows it need not look at all.
@@ -70,6 +72,8 @@ pub struct Verdicts {
     len: usize,
     turn: u64,
     removals: u64,
+    /// The targets that were forgotten last, at most [`FORGOTTEN`].
+    forgotten: Arc<VecDeque<Arc<Target>>>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -115,7 +119,13 @@ struct Entry {
 
 impl Default for Verdicts {
     fn default() -> Self {
-        Self { shards: vec![Arc::default(); SHARDS], len: 0, turn: 0, removals: 0 }
+        Self {
+            shards: vec![Arc::default(); SHARDS],
+            len: 0,
+            turn: 0,
+            removals: 0,
+            forgotten: Arc::default(),
+        }
     }
 }
 
@@ -189,11 +199,22 @@ impl Verdicts {
     /// Forgets a target that nobody asks any more.
     pub fn remove(&mut self, target: &Target) {
         let shard = &mut self.shards[shard_of(target)];
-        if shard.entries.contains_key(target) {
-            Arc::make_mut(shard).entries.remove(target);
+        if shard.entries.contains_key(target)
+            && let Some((target, _)) = Arc::make_mut(shard).entries.remove_entry(target)
+        {
             self.len -= 1;
             self.removals += 1;
+            let forgotten = Arc::make_mut(&mut self.forgotten);
+            forgotten.truncate(FORGOTTEN - 1);
+            forgotten.push_front(target);
         }
+    }
+
+    /// The targets that were forgotten after the first so many; `None`: nobody knows them all any more.
+    pub fn forgotten_since(&self, removals: u64) -> Option<impl Iterator<Item = &Target>> {
+        let count = usize::try_from(self.removals.checked_sub(removals)?).ok()?;
+        let known = count <= self.forgotten.len();
+        known.then(|| self.forgotten.iter().take(count).map(|target| &**target))
     }
 
     /// How many targets were forgotten so far: [`Verdicts::since`] does not name them.
@@ -275,6 +296,14 @@ mod tests {
         verdicts.remove(&target(3000));
         assert_eq!((verdicts.len(), verdicts.removals()), (1000, 1));
         assert_eq!(verdicts.get(&target(7)), None);
+        assert!(verdicts.forgotten_since(0).unwrap().eq([&target(7)]));
+        assert_eq!(verdicts.forgotten_since(1).unwrap().count(), 0);
+        for n in 0..FORGOTTEN as u32 {
+            verdicts.insert(target(n), Health::Up);
+            verdicts.remove(&target(n));
+        }
+        assert_eq!(verdicts.forgotten_since(1).unwrap().count(), FORGOTTEN);
+        assert!(verdicts.forgotten_since(0).is_none(), "the first one is lost");
     }
 
     #[test]

@@ -6,11 +6,12 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     str::FromStr,
+    sync::Arc,
     time::Duration,
 };
 
 use lb_common::abi::capacity;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// All that the sources say, validated.
 ///
@@ -21,9 +22,44 @@ use serde::{Deserialize, Serialize};
 pub struct Intent {
     pub agent: AgentSettings,
     /// By name. Holds this node too.
-    pub nodes: BTreeMap<String, Node>,
-    /// By name.
-    pub frontends: BTreeMap<String, FrontendObject>,
+    #[serde(with = "shared")]
+    pub nodes: Arc<BTreeMap<String, Node>>,
+    /// By name. What two intents share did not change between them.
+    #[serde(with = "shared_each")]
+    pub frontends: BTreeMap<String, Arc<FrontendObject>>,
+}
+
+/// Written as if nobody shared it.
+mod shared {
+    use super::*;
+
+    pub fn serialize<T: Serialize, S: Serializer>(it: &Arc<T>, to: S) -> Result<S::Ok, S::Error> {
+        it.as_ref().serialize(to)
+    }
+
+    pub fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Arc<T>, D::Error> {
+        T::deserialize(from).map(Arc::new)
+    }
+}
+
+/// The same for each value of a map.
+mod shared_each {
+    use super::*;
+
+    type Map<T> = BTreeMap<String, Arc<T>>;
+
+    pub fn serialize<T: Serialize, S: Serializer>(map: &Map<T>, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_map(map.iter().map(|(name, it)| (name, it.as_ref())))
+    }
+
+    pub fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Map<T>, D::Error> {
+        let map = BTreeMap::<String, T>::deserialize(from)?;
+        Ok(map.into_iter().map(|(name, it)| (name, Arc::new(it))).collect())
+    }
 }
 
 /// A member of a pool as one of the frontend's ports sees it.

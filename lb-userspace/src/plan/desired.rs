@@ -8,10 +8,13 @@ use std::{
 
 use lb_common::{abi::MAX_SLOTS, frontend::Endpoint, service::flags};
 
-use super::flows::{Claimed, Former, Owners};
+use super::{
+    askers::Askers,
+    flows::{Claimed, Former, Owners},
+};
 use crate::model::{
     Cidr, Drained, FrontendObject, FrontendPort, Intent, Member, Members, Node, Problem, Protocol,
-    Stage, Target, Targets, Verdicts, intent::probe_address,
+    Stage, Target, Verdicts, intent::probe_address,
 };
 use crate::threads;
 
@@ -144,7 +147,7 @@ pub fn follow<'a>(
     let of_nodes = nodes.iter().filter_map(|node| askers.by_node.get(*node)).flatten();
     let objects: BTreeSet<&Arc<str>> = of_targets.chain(of_nodes).collect();
     let objects = objects.into_iter().filter_map(|name| inputs.intent.frontends.get(&**name));
-    let objects: Vec<&FrontendObject> = objects.collect();
+    let objects: Vec<&FrontendObject> = objects.map(|object| &**object).collect();
     let concerned = |object: &FrontendObject, port: &FrontendPort, member: &Member<'_>| {
         let asked = || target(object, port, member.endpoint);
         nodes.contains(member.node)
@@ -193,50 +196,9 @@ pub fn holders(inputs: &Inputs<'_>) -> BTreeMap<IpAddr, BTreeSet<String>> {
     holders
 }
 
-/// Who asks for what: where a plan must be looked at again when something changes.
-#[derive(Clone, Debug, Default)]
-pub struct Askers {
-    /// Everything that health must probe, each target once; on several nodes, by a mistake: on the
-    /// first object's by name.
-    pub targets: Arc<Targets>,
-    /// Names of the objects that ask.
-    by_target: BTreeMap<Arc<Target>, Vec<Arc<str>>>,
-    /// Names of the objects with a backend on a node.
-    by_node: BTreeMap<String, BTreeSet<Arc<str>>>,
-}
-
-pub fn askers(intent: &Intent) -> Askers {
-    let (mut askers, mut targets) = (Askers::default(), Targets::new());
-    let names: BTreeMap<&str, Arc<str>> =
-        intent.nodes.keys().map(|name| (name.as_str(), name.as_str().into())).collect();
-    for object in intent.frontends.values() {
-        let name: Arc<str> = object.name.as_str().into();
-        for (address, port) in frontends_of(object) {
-            for member in intent.members(object, address, port) {
-                let Some(node) = names.get(member.node) else { continue };
-                match askers.by_node.get_mut(member.node) {
-                    Some(objects) => drop(objects.insert(name.clone())),
-                    None => {
-                        askers.by_node.insert(member.node.to_owned(), [name.clone()].into());
-                    }
-                }
-                let Some(target) = target(object, port, member.endpoint) else { continue };
-                let target = Arc::new(target);
-                let objects = askers.by_target.entry(target.clone()).or_default();
-                if objects.last() != Some(&name) {
-                    objects.push(name.clone());
-                }
-                targets.entry(target).or_insert_with(|| node.clone());
-            }
-        }
-    }
-    askers.targets = Arc::new(targets);
-    askers
-}
-
 /// Names of the objects with a frontend whose pool takes no new flows because all of it is out of service.
 pub fn all_drained<'a>(intent: &'a Intent, drained: &Drained) -> BTreeSet<&'a str> {
-    let empty = |object: &&FrontendObject| {
+    let empty = |object: &&Arc<FrontendObject>| {
         frontends_of(object)
             .any(|(address, port)| takes_nobody(drained, &intent.members(object, address, port)))
     };
@@ -256,12 +218,10 @@ pub fn pooled(intent: &Intent) -> BTreeMap<SocketAddr, &str> {
     pooled
 }
 
-/// Everything that health must probe, each target once, with its node.
-pub fn targets(intent: &Intent) -> Arc<Targets> {
-    askers(intent).targets
-}
-
-fn frontends_of(object: &FrontendObject) -> impl Iterator<Item = (IpAddr, &FrontendPort)> {
+/// Addresses and ports of an object.
+pub(super) fn frontends_of(
+    object: &FrontendObject,
+) -> impl Iterator<Item = (IpAddr, &FrontendPort)> {
     let of_address = |address: &IpAddr| {
         let address = *address;
         object.ports.iter().map(move |port| (address, port))
@@ -283,7 +243,7 @@ pub(super) fn target(
     asked.then(|| Target { address: probe_address(backend, check), check: check.clone() })
 }
 
-fn add_object(plan: &mut Desired, inputs: &Inputs<'_>, object: &FrontendObject) {
+pub(super) fn add_object(plan: &mut Desired, inputs: &Inputs<'_>, object: &FrontendObject) {
     let slots = inputs.intent.slots(object);
     let mut problem = |message: String| {
         plan.problems.push(Problem { object: object.origin(), message });
@@ -296,7 +256,7 @@ fn add_object(plan: &mut Desired, inputs: &Inputs<'_>, object: &FrontendObject) 
         let key = FrontendKey { address, port: port.port, protocol: port.protocol };
         let shown = format!("{address} port {}/{}", port.port, port.protocol);
         if let Some(other) = plan.frontends.get(&key) {
-            let other = inputs.intent.frontends.get(&other.object).map(FrontendObject::origin);
+            let other = inputs.intent.frontends.get(&other.object).map(|it| it.origin());
             problem(format!("{} has {shown} already", other.unwrap_or_default()));
             continue;
         }

@@ -22,7 +22,7 @@ use lb_common::{
 };
 
 use super::{
-    Desired, FrontendKey,
+    Desired, Edited, FrontendKey,
     flows::{Claimed, Consensus, Former, Lineage, Owners, PAST},
     owners::Pool,
 };
@@ -71,6 +71,8 @@ pub enum Changed<'a> {
     Anew(&'a Desired),
     /// Only these frontends' owners.
     Owners(&'a BTreeSet<FrontendKey>),
+    /// Only pools.
+    Pools(&'a Edited),
 }
 
 /// What remembering changed in a plan, beside its owners.
@@ -218,10 +220,17 @@ impl History {
                 self.lines.retain(|key, _| plan.frontends.contains_key(key));
                 self.young.retain(|key| plan.frontends.contains_key(key));
                 self.recent.retain(|key| plan.frontends.contains_key(key));
-                self.kept.leave(&before.backends, plan, now);
+                // The new plan holds none of those that were kept.
+                let is_pooled = |address: &SocketAddr| plan.backends.contains_key(address);
+                self.kept.leave(&before.backends, is_pooled, plan, now);
                 plan.frontends.keys().copied().collect()
             }
             Changed::Owners(keys) => keys.clone(),
+            Changed::Pools(edited) => {
+                let is_pooled = |address: &SocketAddr| edited.pooled.contains(address);
+                self.kept.leave(&edited.left, is_pooled, plan, now);
+                edited.frontends.clone()
+            }
         };
         changed_lines.iter().for_each(|key| self.follow(plan, *key, now));
         match changed {
@@ -229,12 +238,12 @@ impl History {
                 let claims = &consensus.claims;
                 claims.iter().for_each(|(key, it)| self.claim(plan, *key, Some(it), &mut touched));
             }
-            Changed::Owners(_) if new_words => {
+            Changed::Owners(_) | Changed::Pools(_) if new_words => {
                 for key in differing(&former.claims, &consensus.claims, Arc::ptr_eq) {
                     self.claim(plan, key, consensus.claims.get(&key), &mut touched);
                 }
             }
-            Changed::Owners(_) => {}
+            Changed::Owners(_) | Changed::Pools(_) => {}
         }
         changed_lines.append(&mut self.look(now));
         touched.frontends.extend(changed_lines.into_iter().filter(|key| self.write(plan, key)));

@@ -308,9 +308,10 @@ impl AgentStatus {
     /// Replaces the file at once: a reader sees the old or the new one. Not synced to disk, as it
     /// says nothing that outlives a boot.
     pub fn write(&self, state_dir: &Path) -> io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(state_dir)?;
+        let mut file = io::BufWriter::new(tempfile::NamedTempFile::new_in(state_dir)?);
         serde_json::to_writer_pretty(&mut file, self)?;
         file.write_all(b"\n")?;
+        let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.persist(state_dir.join(FILE))?;
         Ok(())
     }

@@ -10,12 +10,12 @@
 use std::{
     fmt, fs,
     fs::{File, OpenOptions},
-    io::{self, Read, Write},
+    io::{self, BufWriter, Read, Seek, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
-use ring::digest::{SHA256, digest};
+use ring::digest::{Context, SHA256, digest};
 use serde::{Deserialize, Serialize};
 
 use crate::model::Intent;
@@ -60,8 +60,12 @@ impl Digest {
     }
 
     fn of_bytes(bytes: &[u8]) -> Self {
+        Self::new(&digest(&SHA256, bytes))
+    }
+
+    fn new(digest: &ring::digest::Digest) -> Self {
         let mut value = [0; 32];
-        value.copy_from_slice(digest(&SHA256, bytes).as_ref());
+        value.copy_from_slice(digest.as_ref());
         Self(value)
     }
 }
@@ -181,7 +185,7 @@ pub fn write(state_dir: &Path, intent: &Intent, asked: Digest, now_ms: u64) -> i
     // Left by a life that was cut off; a file that is opened keeps its rights.
     remove(&fresh)?;
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
-    file.write_all(&to_bytes(intent, asked, now_ms)?)?;
+    write_to(&mut file, intent, asked, now_ms)?;
     file.sync_all()?;
     // At any moment at least one of the two names is a whole file.
     let link = state_dir.join(EVERY_FILE[3]);
@@ -202,12 +206,42 @@ fn remove(file: &Path) -> io::Result<()> {
     }
 }
 
-fn to_bytes(intent: &Intent, asked: Digest, written_ms: u64) -> io::Result<Vec<u8>> {
+/// Piece by piece: a large intent would fill much memory at once.
+fn write_to(
+    file: &mut (impl Write + Seek),
+    intent: &Intent,
+    asked: Digest,
+    written_ms: u64,
+) -> io::Result<()> {
+    let head = |digest: Digest| format!("{SCHEMA} {digest}\n");
+    file.write_all(head(Digest([0; 32])).as_bytes())?;
     let body = Body { node: intent.agent.node.clone(), written_ms, asked, intent };
-    let body = serde_json::to_vec(&body)?;
-    let mut bytes = format!("{SCHEMA} {}\n", Digest::of_bytes(&body)).into_bytes();
-    bytes.extend(body);
-    Ok(bytes)
+    let mut summed = Summed { to: &mut *file, sum: Context::new(&SHA256) };
+    let mut buffered = BufWriter::new(&mut summed);
+    serde_json::to_writer(&mut buffered, &body)?;
+    buffered.flush()?;
+    drop(buffered);
+    let digest = Digest::new(&summed.sum.finish());
+    file.rewind()?;
+    file.write_all(head(digest).as_bytes())
+}
+
+/// Sums up what is written.
+struct Summed<W> {
+    to: W,
+    sum: Context,
+}
+
+impl<W: Write> Write for Summed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.to.write(bytes)?;
+        self.sum.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
 }
 
 fn read_bytes(file: &Path) -> io::Result<Vec<u8>> {

@@ -365,7 +365,7 @@ fn keep_slots(old: &Intent, new: &mut Intent) -> Result<(), Vec<String>> {
                  a frontend's life: put it back, or remove the frontend and make it anew",
                 object.name
             )),
-            None if !kept.is_empty() => object.slots = Some(wanted),
+            None if !kept.is_empty() => Arc::make_mut(object).slots = Some(wanted),
             None => {}
         }
     }

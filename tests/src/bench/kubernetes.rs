@@ -10,11 +10,12 @@ mod cluster;
 mod usage;
 
 use std::{
+    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
 use serde::Serialize;
 use weir::dataplane::maps::Maps;
@@ -22,7 +23,7 @@ use weir::dataplane::maps::Maps;
 use super::{Goal, tables::speed::percentile};
 use crate::{
     fleet::{self, Fleet},
-    kube::Cluster,
+    kube::{Cluster, Server},
     lab::{Lab, Node},
 };
 use cluster::{Change, Size};
@@ -117,7 +118,9 @@ fn measure(options: &Options) -> Result<Report> {
     eprintln!("makes {services} Services with {endpoints} endpoints each");
     cluster::fill(server, size, node.name())?;
 
-    let (url, kubeconfig) = (server.url(), server.kubeconfig().display());
+    let account = cluster::account(&cluster)?;
+    let (url, kubeconfig) = (server.url(), account.join("kubeconfig"));
+    let kubeconfig = kubeconfig.display();
     let kubernetes = format!("kubernetes: {{servers: [\"{url}\"], kubeconfig: {kubeconfig}}}\n");
     let fleet = Fleet::prepare_with(&lab, &(kubernetes + &size.limits()), "")?;
     eprintln!("starts the agent");
@@ -202,6 +205,7 @@ impl Made {
             pairs.map(move |(change, seen)| seen.saturating_duration_since(from(change)))
         };
         let mut latencies: Vec<_> = since(|it| it.answered).collect();
+        let max = latencies.iter().max().copied().unwrap_or_default();
         let mut from_request: Vec<_> = since(|it| it.sent).collect();
         let ms = |times: &mut Vec<Duration>, percent| percentile(times, percent) / 1e3;
         Ok(Changes {
@@ -209,7 +213,7 @@ impl Made {
             per_second: self.changes.len() as f64 / self.passed.as_secs_f64(),
             median_ms: ms(&mut latencies, 50),
             p99_ms: ms(&mut latencies, 99),
-            max_ms: ms(&mut latencies, 100),
+            max_ms: max.as_secs_f64() * 1e3,
             from_request_p99_ms: ms(&mut from_request, 99),
             processors,
             memory,
@@ -218,60 +222,78 @@ impl Made {
 }
 
 /// Changes endpoints while another thread looks at the maps.
-fn changes(
-    maps: &Maps,
-    server: &crate::kube::Server<'_>,
-    size: Size,
-    pace: (usize, usize),
-) -> Result<Made> {
-    let mut services = Vec::new();
-    for number in 0..size.services {
-        let frontend = maps.frontends.get(&size.frontend(number))?.context("a frontend is gone")?;
-        let epoch = maps.service(frontend.outside).map_or(0, |service| service.record.epoch);
-        services.push((frontend.outside, epoch));
-    }
-    let (begun, beginnings) = std::sync::mpsc::channel();
+fn changes(maps: &Maps, server: &Server<'_>, size: Size, pace: (usize, usize)) -> Result<Made> {
+    let watcher = Watcher::new(maps, size)?;
+    let (begun, beginnings) = mpsc::channel();
     thread::scope(|scope| {
-        let watcher = scope.spawn(move || {
-            // By service, the change that is awaited.
-            let (mut awaited, mut seen) = (Vec::new(), Vec::new());
-            let mut last = Instant::now();
-            loop {
-                loop {
-                    match beginnings.try_recv() {
-                        Ok(number) => {
-                            seen.push(None);
-                            awaited.push((seen.len() - 1, number));
-                        }
-                        Err(std::sync::mpsc::TryRecvError::Empty) => break,
-                        Err(_) if awaited.is_empty() => {
-                            return Ok(seen.into_iter().flatten().collect());
-                        }
-                        Err(_) => break,
-                    }
-                }
-                awaited.retain(|(change, number): &(usize, usize)| {
-                    let (service, known) = &mut services[*number];
-                    let epoch = maps.service(*service).map_or(*known, |it| it.record.epoch);
-                    if epoch == *known {
-                        return true;
-                    }
-                    *known = epoch;
-                    last = Instant::now();
-                    seen[*change] = Some(last);
-                    false
-                });
-                ensure!(awaited.is_empty() || last.elapsed() < PATIENCE, "changes do not arrive");
-                thread::sleep(LOOK);
-            }
-        });
+        let watcher = scope.spawn(move || watcher.run(&beginnings));
         let start = Instant::now();
         let changes = cluster::change(server, size, pace, begun)?;
         let passed = start.elapsed();
-        let seen: Vec<Instant> =
-            watcher.join().map_err(|_| anyhow::anyhow!("the watcher panicked"))??;
+        let seen = watcher.join().map_err(|_| anyhow!("the watcher panicked"))??;
         Ok(Made { changes, seen, passed })
     })
+}
+
+/// Looks at the maps for changes.
+struct Watcher<'a> {
+    maps: &'a Maps,
+    /// Index in the maps and the set known last, by number of the Service.
+    services: Vec<(u32, u64)>,
+    /// Number of the change, and of its Service.
+    awaited: Vec<(usize, usize)>,
+    seen: Vec<Option<Instant>>,
+}
+
+impl<'a> Watcher<'a> {
+    fn new(maps: &'a Maps, size: Size) -> Result<Self> {
+        let service = |number| {
+            let frontend = maps.frontends.get(&size.frontend(number))?;
+            let index = frontend.context("a frontend is gone")?.outside;
+            Ok((index, maps.service(index).map_or(0, |service| service.record.epoch)))
+        };
+        let services = (0..size.services).map(service).collect::<Result<_>>()?;
+        Ok(Self { maps, services, awaited: Vec::new(), seen: Vec::new() })
+    }
+
+    /// Returns when each change was there first, once all are.
+    fn run(mut self, beginnings: &mpsc::Receiver<usize>) -> Result<Vec<Instant>> {
+        // Of the end of changes.
+        let mut deadline = None;
+        loop {
+            let more = loop {
+                match beginnings.try_recv() {
+                    Ok(service) => {
+                        self.awaited.push((self.seen.len(), service));
+                        self.seen.push(None);
+                    }
+                    Err(error) => break error == mpsc::TryRecvError::Empty,
+                }
+            };
+            self.look();
+            if !more && self.awaited.is_empty() {
+                return Ok(self.seen.into_iter().flatten().collect());
+            }
+            if !more {
+                let deadline = *deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
+                ensure!(Instant::now() < deadline, "{} changes do not come", self.awaited.len());
+            }
+            thread::sleep(LOOK);
+        }
+    }
+
+    fn look(&mut self) {
+        let Self { maps, services, awaited, seen } = self;
+        awaited.retain(|(change, number)| {
+            let (index, known) = &mut services[*number];
+            let now = maps.service(*index).map_or(*known, |service| service.record.epoch);
+            if now == *known {
+                return true;
+            }
+            (*known, seen[*change]) = (now, Some(Instant::now()));
+            false
+        });
+    }
 }
 
 fn print(report: &Report) {

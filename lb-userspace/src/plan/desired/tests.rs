@@ -8,6 +8,7 @@ use crate::{
     model::{
         Drainable, Drains, Health, Life, MemberState, Pool, PoolMember, Wish, drains::NONE_DRAINED,
     },
+    plan::{askers, targets},
 };
 
 const EXAMPLE: &str = include_str!("../../../../docs/examples/weir.yaml");
@@ -82,7 +83,7 @@ fn source_ranges_are_those_of_the_addresss_family_and_a_family_without_any_is_cl
         (&["::/0"], &[], &["::/0"]),
     ] {
         let object = intent.frontends.values_mut().find(|it| it.addresses.len() == 2).unwrap();
-        object.source_ranges = list.iter().map(|text| text.parse().unwrap()).collect();
+        Arc::make_mut(object).source_ranges = list.iter().map(|text| text.parse().unwrap()).collect();
         let addresses = object.addresses.clone();
         let plan = plan(&intent, &Verdicts::new(), &all());
         assert_eq!(plan.problems, []);
@@ -153,7 +154,10 @@ fn a_drained_backend_owns_nothing_and_stays_until_its_deadline() {
 #[test]
 fn a_member_that_terminates_owns_nothing_and_stays() {
     let mut intent = intent();
-    let Pool::Members(pool) = &mut intent.frontends.get_mut("apps").unwrap().pool else { panic!() };
+    let Pool::Members(pool) = &mut Arc::make_mut(intent.frontends.get_mut("apps").unwrap()).pool
+    else {
+        panic!()
+    };
     pool[0].terminating = true;
     let plan = plan(&intent, &Verdicts::new(), &all());
     assert_eq!(owners(&plan, http()), ["10.1.1.10:8080*2"]);
@@ -177,10 +181,10 @@ fn both_protocols_of_one_server_share_its_target() {
 #[test]
 fn udp_that_nothing_can_probe_is_not_probed() {
     let mut intent = intent();
-    let dns = intent.frontends.get_mut("dns").unwrap();
+    let dns = Arc::make_mut(intent.frontends.get_mut("dns").unwrap());
     dns.ports.retain(|port| port.protocol == Protocol::Udp);
     assert_eq!(targets(&intent).len(), 6);
-    let dns = intent.frontends.get_mut("dns").unwrap();
+    let dns = Arc::make_mut(intent.frontends.get_mut("dns").unwrap());
     dns.check.as_mut().unwrap().port = Some(8053);
     assert!(target_at(&intent, "192.0.2.22:8053").is_some());
 }
@@ -218,7 +222,7 @@ fn backends_of_a_mute_node_stay_and_those_held_back_own_nothing() {
 #[test]
 fn a_local_only_pool_has_this_nodes_backends_only_and_says_so() {
     let mut intent = intent();
-    intent.frontends.get_mut("apps").unwrap().local_only = true;
+    Arc::make_mut(intent.frontends.get_mut("apps").unwrap()).local_only = true;
     let plan = plan(&intent, &Verdicts::new(), &all());
     assert_eq!(owners(&plan, http()), ["10.1.0.10:8080*1"], "worker-1 is this node");
     assert_eq!(plan.frontends[&http()].flags, flags::LOCAL_ONLY | flags::ALWAYS_YOUNG);
@@ -237,7 +241,7 @@ fn a_local_only_pool_has_this_nodes_backends_only_and_says_so() {
 #[test]
 fn more_backends_than_get_slots_are_a_problem_that_names_the_setting() {
     let mut intent = intent();
-    let apps = intent.frontends.get_mut("apps").unwrap();
+    let apps = Arc::make_mut(intent.frontends.get_mut("apps").unwrap());
     apps.slots = Some(20);
     let plan = plan(&intent, &Verdicts::new(), &all());
     assert_eq!(plan.problems.len(), 2, "{:?}", plan.problems);
@@ -250,11 +254,11 @@ fn more_backends_than_get_slots_are_a_problem_that_names_the_setting() {
 #[test]
 fn an_address_of_two_objects_echoes_if_one_does() {
     let mut intent = intent();
-    let mut other = intent.frontends["dns"].clone();
+    let mut other = FrontendObject::clone(&intent.frontends["dns"]);
     other.name = "more".into();
     other.addresses = intent.frontends["apps"].addresses.clone();
     other.echo = false;
-    intent.frontends.insert("a".into(), other);
+    intent.frontends.insert("a".into(), Arc::new(other));
     let plan = plan(&intent, &Verdicts::new(), &all());
     assert_eq!(plan.problems, []);
     assert!(plan.vips[&HTTP.0.parse::<IpAddr>().unwrap()].echo);
@@ -286,11 +290,11 @@ proptest! {
     fn a_bad_object_costs_only_itself(how in 0usize..5) {
         let good = intent();
         let mut bad = good.clone();
-        let mut object = good.frontends["apps"].clone();
+        let mut object = FrontendObject::clone(&good.frontends["apps"]);
         object.name = "zz".into();
         object.addresses = vec!["198.51.100.77".parse().unwrap()];
         spoil(&mut object, how, HTTP.0.parse().unwrap());
-        bad.frontends.insert("zz".into(), object);
+        bad.frontends.insert("zz".into(), Arc::new(object));
         let (good, bad) =
             (plan(&good, &Verdicts::new(), &all()), plan(&bad, &Verdicts::new(), &all()));
         prop_assert!(!bad.problems.is_empty());
@@ -306,9 +310,9 @@ proptest! {
         turns in prop::collection::vec((0usize..64, 0usize..4, any::<bool>()), 1..20),
     ) {
         let (mut intent, mut members) = (intent(), members(&all()));
-        intent.frontends.get_mut("dns").unwrap().local_only = true;
+        Arc::make_mut(intent.frontends.get_mut("dns").unwrap()).local_only = true;
         // Named twice, once by mistake as on another node.
-        if let Pool::Members(members) = &mut intent.frontends.get_mut("apps").unwrap().pool {
+        if let Pool::Members(members) = &mut Arc::make_mut(intent.frontends.get_mut("apps").unwrap()).pool {
             let again = |weight, node: &str| PoolMember { weight, node: node.into(), ..members[0].clone() };
             members.extend([again(0, "worker-1"), again(7, "worker-1"), again(3, "worker-2")]);
         }
@@ -339,6 +343,7 @@ proptest! {
         let good = intent();
         let mut turned = good.clone();
         for object in turned.frontends.values_mut() {
+            let object = Arc::make_mut(object);
             let (addresses, ports) = (object.addresses.len(), object.ports.len());
             object.addresses.rotate_left(turns % addresses);
             object.ports.rotate_left(turns % ports);

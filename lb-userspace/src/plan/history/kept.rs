@@ -49,21 +49,20 @@ impl Kept {
         !self.backends.is_empty() && (self.look || next().is_some_and(|at| now >= at))
     }
 
-    /// A plan was made anew: those of the one before that it lacks have left now, unless they had before.
+    /// Those of before that are not in pools have left now, unless they had before.
     pub fn leave(
         &mut self,
         before: &BTreeMap<SocketAddr, DesiredBackend>,
+        is_pooled: impl Fn(&SocketAddr) -> bool,
         plan: &Desired,
         now: Instant,
     ) {
-        // The new plan holds none of them yet.
         self.look = true;
         self.backends.retain(|address, former| {
-            let back = plan.backends.contains_key(address);
-            !back && may_live(plan, *address, &former.backend.node)
+            !is_pooled(address) && may_live(plan, *address, &former.backend.node)
         });
         for (address, backend) in before {
-            if !plan.backends.contains_key(address) && may_live(plan, *address, &backend.node) {
+            if !is_pooled(address) && may_live(plan, *address, &backend.node) {
                 let former = || Former { backend: backend.clone(), left: Some(now) };
                 self.backends.entry(*address).or_insert_with(former);
             }

@@ -1,4 +1,4 @@
-use std::{os::unix::fs::PermissionsExt, time::Duration};
+use std::{os::unix::fs::PermissionsExt, sync::Arc, time::Duration};
 
 use proptest::prelude::*;
 
@@ -30,7 +30,9 @@ fn keep(dir: &Path, intent: &Intent, now_ms: u64) -> io::Result<()> {
 }
 
 fn bytes_of(intent: &Intent) -> Vec<u8> {
-    to_bytes(intent, digest_of(intent), 2).unwrap()
+    let mut file = io::Cursor::new(Vec::new());
+    write_to(&mut file, intent, digest_of(intent), 2).unwrap();
+    file.into_inner()
 }
 
 fn folder() -> tempfile::TempDir {
@@ -166,8 +168,8 @@ proptest! {
     ) {
         let mut intent = intent();
         (intent.agent.seed, intent.agent.gossip.keys) = (seed, keys);
-        intent.nodes.get_mut("worker-1").unwrap().labels.clone_from(&labels);
-        let apps = intent.frontends.get_mut("apps").unwrap();
+        Arc::make_mut(&mut intent.nodes).get_mut("worker-1").unwrap().labels.clone_from(&labels);
+        let apps = Arc::make_mut(intent.frontends.get_mut("apps").unwrap());
         (apps.check, apps.addresses) = (check, addresses.clone());
         match &mut apps.pool {
             pool if by_label => *pool = Pool::Nodes { selector: Selector { match_labels: labels, ..Selector::default() }, weight },

@@ -33,7 +33,7 @@ fn intent() -> Intent {
         labels: BTreeMap::new(),
     };
     let agent = super::super::tests::agent();
-    Intent { agent, nodes: [("n1".to_owned(), node)].into(), frontends: BTreeMap::new() }
+    Intent { agent, nodes: Arc::new([("n1".to_owned(), node)].into()), frontends: BTreeMap::new() }
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn addresses_of_nodes_and_frontends_are_reserved_and_those_of_services_are_not()
         addresses: vec!["10.8.8.8".parse().unwrap()],
         ..api.clone()
     };
-    intent.frontends = [api, of_service].map(|it| (it.name.clone(), it)).into();
+    intent.frontends = [api, of_service].map(|it| (it.name.clone(), Arc::new(it))).into();
     let reserved = reserved(&intent);
     let told: Vec<_> = reserved.iter().map(|(at, by)| format!("{at} {by}")).collect();
     assert_eq!(told, ["10.0.0.1 Node/n1", "10.9.9.9 Frontend/api"]);

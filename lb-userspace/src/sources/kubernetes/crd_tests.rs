@@ -66,7 +66,8 @@ fn schema_and_reader_know_the_same_fields() {
     same_fields("", &schema(), &example);
     let agent = super::super::tests::agent();
     let name = "api".to_owned();
-    let (good, problems) = config::frontends([(&name, &example)].into_iter(), &agent, &nodes());
+    let (good, problems) =
+        config::frontends([(&name, &example)].into_iter(), &agent, &nodes().into());
     assert_eq!(problems, []);
     let object = &good["api"];
     assert_eq!((object.slots, object.echo, object.local_only), (Some(101), false, true));
@@ -81,7 +82,8 @@ fn schema_and_reader_know_the_same_fields() {
         serde_json::to_value(typed).unwrap(),
     );
     let read = |spec: &Value| {
-        let (good, problems) = config::frontends([(&name, spec)].into_iter(), &agent, &nodes());
+        let (good, problems) =
+            config::frontends([(&name, spec)].into_iter(), &agent, &nodes().into());
         (good["api"].clone(), problems)
     };
     assert_eq!(read(&plain), read(&filled));
@@ -110,7 +112,8 @@ fn a_bad_object_costs_only_itself_and_says_what_is_wrong() {
         ("unknown", unknown),
     ]
     .map(|(name, spec)| (name.to_owned(), spec));
-    let (good, problems) = config::frontends(objects.iter().map(|(a, b)| (a, b)), &agent, &nodes());
+    let (good, problems) =
+        config::frontends(objects.iter().map(|(a, b)| (a, b)), &agent, &nodes().into());
     assert_eq!(
         good.keys().collect::<Vec<_>>(),
         ["empty", "good"],

@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::model::{Check, FrontendObject, Health, Intent, Pool, Target, Verdicts, intent};
+use crate::model::{Check, Health, Intent, Pool, Target, Verdicts, intent};
 
 /// Endpoints that turned not ready within this before a pool ran empty did so together.
 pub const WINDOW: Duration = Duration::from_secs(60);
@@ -87,8 +87,8 @@ impl Memory {
     /// What served by a checkpoint was ready.
     pub fn of(intent: &Intent) -> Self {
         let mut memory = Self::default();
-        let of_services = |it: &&FrontendObject| it.name.starts_with(intent::OF_SERVICE);
-        for object in intent.frontends.values().filter(of_services) {
+        let objects = intent.frontends.values();
+        for object in objects.filter(|it| it.name.starts_with(intent::OF_SERVICE)) {
             let Pool::Members(members) = &object.pool else { continue };
             let target = object.ports.first().map_or(0, |port| port.target_port);
             let serving = members.iter().filter(|member| !member.terminating);
@@ -98,6 +98,11 @@ impl Memory {
             memory.pools.insert(object.name.clone(), Past { ready, ..Past::default() });
         }
         memory
+    }
+
+    /// Forgets one object.
+    pub fn forget(&mut self, object: &str) {
+        self.pools.remove(object);
     }
 
     /// Forgets all other objects.

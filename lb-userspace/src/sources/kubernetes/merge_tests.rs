@@ -1,9 +1,13 @@
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use proptest::{collection::vec, prelude::*};
 use serde_json::json;
 
 use super::*;
-use crate::sources::kubernetes::snapshot::{self, Frontend, Name, Service, ServicePort, Transport};
+use crate::{
+    model::{Health, Target},
+    sources::kubernetes::snapshot::{self, Frontend, Name, Service, ServicePort, Transport},
+};
 
 fn address(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -15,7 +19,7 @@ fn node(name: &str, own: &str) -> Node {
 
 /// A file with node n1 and nothing else.
 fn file() -> Intent {
-    let nodes = [("n1".to_owned(), node("n1", "10.0.0.1"))].into();
+    let nodes = Arc::new([("n1".to_owned(), node("n1", "10.0.0.1"))].into());
     Intent { agent: super::super::tests::agent(), nodes, frontends: BTreeMap::new() }
 }
 
@@ -64,16 +68,17 @@ fn with_frontend(mut snapshot: Snapshot, name: &str, spec: serde_json::Value) ->
 fn merged(file: &Intent, former: &Intent, snapshot: &Snapshot, stale: bool) -> Merged {
     let settings = file.agent.kubernetes.clone().unwrap();
     let inputs = Inputs {
-        file,
+        file: &Arc::new(file.clone()),
         stale,
-        former,
         settings: &settings,
         snapshot,
         members: &Members::assumed("n1", ["n1"]),
         verdicts: &Verdicts::new(),
         now: Instant::now(),
     };
-    merge(&inputs, &mut Memory::default())
+    let mut merger = Merger::new(Arc::new(former.clone()));
+    merger.memory = Memory::default();
+    merger.merge(&inputs)
 }
 
 fn messages(merged: &Merged) -> Vec<String> {
@@ -102,10 +107,10 @@ fn nodes_of_both_are_known_and_the_files_win() {
 #[test]
 fn this_node_stays_known_and_others_that_are_gone_are_gone() {
     let mut without = file();
-    without.nodes.clear();
+    without.nodes = Arc::default();
     let mut former = without.clone();
-    former.nodes.insert("n1".into(), node("n1", "10.0.0.1"));
-    former.nodes.insert("n2".into(), node("n2", "10.0.0.2"));
+    Arc::make_mut(&mut former.nodes).insert("n1".into(), node("n1", "10.0.0.1"));
+    Arc::make_mut(&mut former.nodes).insert("n2".into(), node("n2", "10.0.0.2"));
     let merged = merged(&without, &former, &kubernetes(&[]), false);
     assert_eq!(merged.intent.nodes.keys().collect::<Vec<_>>(), ["n1"]);
     assert!(messages(&merged)[0].contains("does not know this node"));
@@ -121,7 +126,7 @@ fn a_stale_files_nodes_give_way_to_what_kubernetes_says_now() {
 fn an_address_and_port_of_the_file_is_no_others() {
     let mut file = file();
     let object = of_file("192.0.2.1");
-    file.frontends.insert(object.name.clone(), object);
+    file.frontends.insert(object.name.clone(), Arc::new(object));
     let snapshot = with_service(kubernetes(&[]), "192.0.2.1");
     let taken = merged(&file, &file, &snapshot, false);
     assert_eq!(taken.intent.frontends.keys().collect::<Vec<_>>(), ["zz-of-file"]);
@@ -168,11 +173,8 @@ fn slots_stay_for_a_frontends_life() {
 fn before_kubernetes_has_spoken_the_checkpoint_does_for_it() {
     let snapshot = with_service(kubernetes(&[("n2", &["10.0.0.2"])]), "192.0.2.1");
     let mut before = file();
-    before.frontends.insert("gone".into(), of_file("192.0.2.7"));
-    let checkpoint = Intent {
-        frontends: merged(&before, &before, &snapshot, false).intent.frontends,
-        ..merged(&before, &before, &snapshot, false).intent
-    };
+    before.frontends.insert("gone".into(), Arc::new(of_file("192.0.2.7")));
+    let checkpoint = merged(&before, &before, &snapshot, false).intent;
     let resumed = resume(&file(), &checkpoint);
     assert_eq!(resumed.nodes.keys().collect::<Vec<_>>(), ["n1", "n2"]);
     assert_eq!(
@@ -182,4 +184,155 @@ fn before_kubernetes_has_spoken_the_checkpoint_does_for_it() {
     );
     let emptied = merged(&file(), &resumed, &kubernetes(&[]), false).intent;
     assert_eq!((emptied.nodes.len(), emptied.frontends.len()), (1, 0), "now it has spoken");
+}
+
+/// Some way to change what is known.
+#[derive(Clone, Debug)]
+enum Turn {
+    /// Service, addresses, ports, whether it is local.
+    Service(usize, Option<(Vec<u8>, Vec<u16>, bool)>),
+    /// Slice, its Service, and endpoints with their states.
+    Slice(usize, Option<(usize, Vec<(u8, char)>)>),
+    Unknown(usize, bool),
+    Probe(u8, bool),
+    /// What a Frontend of the file has.
+    File(Option<u8>),
+}
+
+/// Endpoints may have addresses of Services.
+fn turns() -> impl Strategy<Value = Turn> {
+    let address = 0..6u8;
+    let service = (vec(address.clone(), 0..3), vec(80..83u16, 1..3), any::<bool>()).prop_map(Some);
+    let slice = (0..4usize, vec((0..8u8, prop::sample::select(&['r', 'u', 't', 'd'])), 0..5));
+    prop_oneof![
+        2 => (0..4usize, prop_oneof![4 => service, 1 => Just(None)])
+            .prop_map(|(at, it)| Turn::Service(at, it)),
+        6 => (0..5usize, prop_oneof![6 => slice.prop_map(Some), 1 => Just(None)])
+            .prop_map(|(at, it)| Turn::Slice(at, it)),
+        1 => (0..3usize, any::<bool>()).prop_map(|(at, it)| Turn::Unknown(at, it)),
+        2 => (0..8u8, any::<bool>()).prop_map(|(at, up)| Turn::Probe(at, up)),
+        1 => prop::option::of(address).prop_map(Turn::File),
+    ]
+}
+
+struct World {
+    file: Arc<Intent>,
+    snapshot: Snapshot,
+    verdicts: Verdicts,
+}
+
+impl World {
+    fn turn(&mut self, turn: Turn) {
+        match turn {
+            Turn::Service(at, wanted) => {
+                let name = Name::new("d", format!("s{at}"));
+                let services = Arc::make_mut(&mut self.snapshot.services);
+                let Some((addresses, ports, local_only)) = wanted else {
+                    services.remove(&name);
+                    return;
+                };
+                let ingress: Vec<_> =
+                    addresses.iter().map(|it| json!({"ip": format!("10.1.0.{it}")})).collect();
+                let ports: BTreeSet<u16> = ports.into_iter().collect();
+                let port = |port: &u16| ServicePort {
+                    name: format!("p{port}"),
+                    port: *port,
+                    transport: if *port == 82 { Transport::Udp } else { Transport::Tcp },
+                    target: None,
+                };
+                let service = Service {
+                    name: name.clone(),
+                    load_balancer: true,
+                    class: Some(snapshot::CLASS.into()),
+                    ports: ports.iter().map(port).collect(),
+                    local_only,
+                    ingress: serde_json::from_value(json!(ingress)).unwrap(),
+                    ..Service::default()
+                };
+                services.insert(Arc::new(name), Arc::new(service));
+            }
+            Turn::Slice(at, wanted) => {
+                let name = Name::new("d", format!("slice{at}"));
+                let slices = Arc::make_mut(&mut self.snapshot.slices);
+                let Some((service, endpoints)) = wanted else {
+                    slices.remove(&name);
+                    return;
+                };
+                let endpoints = endpoints.iter().map(|(at, state)| {
+                    let (ready, ends) = (*state == 'r', ['t', 'd'].contains(state));
+                    let conditions = json!(
+                        {"ready": ready, "serving": ready || *state == 't', "terminating": ends}
+                    );
+                    let (address, node) = (format!("10.1.0.{at}"), format!("n{}", at % 4));
+                    json!({"addresses": [address], "nodeName": node, "conditions": conditions})
+                });
+                let ports = [("p80", "TCP"), ("p81", "TCP"), ("p82", "UDP")].map(
+                    |(name, protocol)| json!({"name": name, "port": 8080, "protocol": protocol}),
+                );
+                let labels = json!({"kubernetes.io/service-name": format!("s{service}")});
+                let object = serde_json::from_value(json!({
+                    "metadata": {"namespace": "d", "name": "slice", "labels": labels},
+                    "addressType": "IPv4", "ports": ports,
+                    "endpoints": endpoints.collect::<Vec<_>>(),
+                }));
+                let slice = <snapshot::Slice as snapshot::Keep>::keep(object.unwrap()).unwrap();
+                slices.insert(Arc::new(name), Arc::new(slice));
+            }
+            Turn::Unknown(at, unknown) => {
+                let nodes = Arc::make_mut(&mut self.snapshot.nodes);
+                if let Some(node) = nodes.get_mut(&Name::new("", format!("n{at}"))) {
+                    Arc::make_mut(node).unknown = unknown;
+                }
+            }
+            Turn::Probe(at, up) => {
+                let address = format!("10.1.0.{at}:8080").parse().unwrap();
+                let health = if up { Health::Up } else { Health::Down("refused".into()) };
+                self.verdicts.insert(Target { address, check: config::default_check() }, health);
+            }
+            Turn::File(vip) => {
+                let mut file = Intent::clone(&self.file);
+                file.frontends.clear();
+                if let Some(vip) = vip {
+                    let object = of_file(&format!("10.1.0.{vip}"));
+                    file.frontends.insert(object.name.clone(), Arc::new(object));
+                }
+                self.file = Arc::new(file);
+            }
+        }
+    }
+
+    fn merge(&self, merger: &mut Merger, now: Instant) -> Merged {
+        merger.merge(&Inputs {
+            file: &self.file,
+            stale: false,
+            settings: &self.file.agent.kubernetes.clone().unwrap(),
+            snapshot: &self.snapshot,
+            members: &Members::assumed("n1", ["n0", "n1", "n2"]),
+            verdicts: &self.verdicts,
+            now,
+        })
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_is_not_looked_at_again_is_as_if_it_were(turns in vec(turns(), 1..40)) {
+        let nodes: &[(&str, &[&str])] =
+            &[("n0", &["10.0.0.10"]), ("n1", &["10.0.0.11"]), ("n2", &["10.0.0.12"])];
+        let (file, snapshot) = (Arc::new(file()), kubernetes(nodes));
+        let mut world = World { file: file.clone(), snapshot, verdicts: Verdicts::new() };
+        let (mut merger, mut anew) = (Merger::new(file.clone()), Merger::new(file));
+        let mut now = Instant::now();
+        for turn in turns {
+            world.turn(turn);
+            now += Duration::from_secs(10);
+            let before = merger.intent.clone();
+            let merged = world.merge(&mut merger, now);
+            anew.base = None;
+            let wanted = world.merge(&mut anew, now);
+            prop_assert_eq!(&merged, &wanted);
+            let kept = Arc::ptr_eq(&merged.intent, &before);
+            prop_assert!(kept || merged.intent != before, "an equal intent is the same");
+        }
+    }
 }

@@ -59,8 +59,8 @@ pub struct Snapshot {
     pub pools: Objects<AddressPool>,
 }
 
-/// How a kind of objects is kept.
-pub trait Keep: Sized {
+/// How a kind of objects is kept. Two that are kept equal are one to all who read.
+pub trait Keep: PartialEq + Sized {
     type Object;
 
     /// What of it is kept; `None`: it cannot concern weir.

@@ -19,8 +19,7 @@ use tokio::{
 use super::{
     allocator,
     api::{self, Connection, Servers},
-    members::Memory,
-    merge::{self, Inputs, Merged},
+    merge::{Inputs, Merged, Merger},
     snapshot::Snapshot,
     watch::{self as follow, Expected, Troubles},
 };
@@ -74,14 +73,14 @@ pub fn start(
     inlets: Inlets,
 ) -> Outlets {
     let file = inlets.file.borrow().clone();
-    let first = checkpoint.map_or_else(|| Intent::clone(&file), |it| merge::resume(&file, it));
-    let memory = Memory::of(&first);
+    let mut merger = Merger::new(Arc::new(checkpoint.unwrap_or(&file).clone()));
+    let first = merger.resume(&file).intent;
     let expected = expected(&first, &file);
     let (connection, connection_in) = watch::channel(None);
     let (servers, servers_in) = watch::channel(Servers::default());
     let (snapshot, snapshot_in) = watch::channel(None);
     let (troubles, troubles_in) = watch::channel(Troubles::default());
-    let (intent, intent_in) = watch::channel(Arc::new(first));
+    let (intent, intent_in) = watch::channel(first);
     let (status, status_in) = watch::channel(Arc::default());
     let doubts = Arc::new(Notify::new());
 
@@ -125,7 +124,7 @@ pub fn start(
         troubles: troubles_in,
         intent,
         status,
-        memory,
+        merger,
         problems: Vec::new(),
         held: 0,
         half_dead: false,
@@ -162,7 +161,7 @@ struct Source {
     troubles: watch::Receiver<Troubles>,
     intent: watch::Sender<Arc<Intent>>,
     status: watch::Sender<Arc<KubernetesStatus>>,
-    memory: Memory,
+    merger: Merger,
     /// Of the last merge.
     problems: Vec<Problem>,
     held: usize,
@@ -216,35 +215,31 @@ impl Source {
         let snapshot = self.snapshot.borrow_and_update().clone();
         let members = self.inlets.members.borrow_and_update().clone();
         let verdicts = self.inlets.verdicts.borrow_and_update().clone();
-        let former = self.intent.borrow().clone();
         let merged = match &snapshot {
-            None => {
-                let intent = merge::resume(&file, &former);
-                Merged { intent, problems: Vec::new(), held: 0, half_dead: false }
-            }
+            None => self.merger.resume(&file),
             Some(snapshot) => {
                 self.complete_ms.get_or_insert_with(self.clock);
-                let inputs = Inputs {
+                self.merger.merge(&Inputs {
                     file: &file,
                     stale,
-                    former: &former,
                     settings: &self.settings,
                     snapshot,
                     members: &members,
                     verdicts: &verdicts,
                     now: Instant::now(),
-                };
-                merge::merge(&inputs, &mut self.memory)
+                })
             }
         };
         for problem in merged.problems.iter().filter(|it| !self.problems.contains(it)) {
             tracing::warn!(object = problem.object, "{}", problem.message);
         }
-        (self.problems, self.held, self.half_dead) =
-            (merged.problems, merged.held, merged.half_dead);
-        if *former != merged.intent {
-            self.intent.send_replace(Arc::new(merged.intent));
-        }
+        let Merged { intent, problems, held, half_dead } = merged;
+        (self.problems, self.held, self.half_dead) = (problems, held, half_dead);
+        self.intent.send_if_modified(|former| {
+            let changed = !Arc::ptr_eq(former, &intent);
+            *former = intent;
+            changed
+        });
     }
 
     /// Says how things are.

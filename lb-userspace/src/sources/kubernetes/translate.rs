@@ -1,11 +1,12 @@
 //! What Services mean: one object of the Intent for each port of a Service that has addresses.
 //!
-//! Pure: equal inputs and memory give equal outputs. What cannot be served as asked becomes a [`Problem`] of
+//! Pure: equal inputs and memory give equal outputs, Service by Service. What cannot be served as asked becomes a [`Problem`] of
 //! that Service and costs only it. Nothing here thinks up an address: they stand in the Service's status.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Instant,
 };
 
@@ -39,11 +40,14 @@ pub struct Inputs<'a> {
     pub settings: &'a KubernetesSettings,
     /// All nodes, the file's too.
     pub nodes: &'a BTreeMap<String, Node>,
+    /// [`vips`] of the snapshot.
+    pub vips: &'a BTreeSet<IpAddr>,
     pub members: &'a Members,
     pub verdicts: &'a Verdicts,
     pub now: Instant,
 }
 
+/// What one Service became.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Translated {
     /// By name.
@@ -52,36 +56,23 @@ pub struct Translated {
     /// How many endpoints serve although the API calls them not ready. Where there are any, a new verdict may
     /// change the outcome.
     pub held: usize,
-    /// Some node's kubelet is silent: what gossip says of nodes may change the outcome.
-    pub half_dead: bool,
 }
 
-/// All Services of ours.
-pub fn services(inputs: &Inputs<'_>, memory: &mut Memory) -> Translated {
-    let (view, half_dead) = look_at_nodes(inputs, memory);
-    let vips: BTreeSet<IpAddr> = ours(inputs).flat_map(Service::addresses).collect();
-    let owners = inputs.nodes.values();
-    let owners = owners.flat_map(|node| node.addresses.iter().map(|it| (*it, node.name.as_str())));
-    let context = Context { inputs, view, vips, owners: owners.collect(), slices: slices(inputs) };
-    let mut translated = Translated { half_dead, ..Translated::default() };
-    for service in ours(inputs).filter(|it| !it.ending && it.addresses().next().is_some()) {
-        context.add(&mut translated, memory, service);
-    }
-    memory.retain(|object| translated.frontends.contains_key(object));
-    translated
+/// The addresses of all Services of ours.
+pub fn vips(snapshot: &Snapshot, settings: &KubernetesSettings) -> BTreeSet<IpAddr> {
+    let services = snapshot.services.values();
+    let ours = services.filter(|service| service.is_ours(settings.default_class));
+    ours.flat_map(|service| service.addresses()).collect()
 }
 
-fn ours<'a>(inputs: &Inputs<'a>) -> impl Iterator<Item = &'a Service> + use<'a> {
-    let default_class = inputs.settings.default_class;
-    let services = inputs.snapshot.services.values().map(|it| &**it);
-    services.filter(move |service| service.is_ours(default_class))
-}
-
-/// Slices by Service, of those that are ours.
-fn slices<'a>(inputs: &Inputs<'a>) -> BTreeMap<&'a Name, Vec<&'a Slice>> {
+/// Slices of these Services.
+fn slices<'a>(
+    snapshot: &'a Snapshot,
+    of: &'a BTreeSet<Arc<Name>>,
+) -> BTreeMap<&'a Name, Vec<&'a Slice>> {
     let mut slices: BTreeMap<&Name, Vec<&Slice>> =
-        ours(inputs).map(|service| (&service.name, Vec::new())).collect();
-    for slice in inputs.snapshot.slices.values() {
+        of.iter().map(|service| (&**service, Vec::new())).collect();
+    for slice in snapshot.slices.values() {
         if let Some(list) = slices.get_mut(&slice.service) {
             list.push(slice);
         }
@@ -110,15 +101,41 @@ fn look_at_nodes<'a>(inputs: &Inputs<'a>, memory: &mut Memory) -> (NodeView<'a>,
     (view, !unknown.is_empty())
 }
 
-struct Context<'a> {
+/// Says of each of some Services what it becomes.
+pub struct Translation<'a> {
     inputs: &'a Inputs<'a>,
     view: NodeView<'a>,
-    vips: BTreeSet<IpAddr>,
+    /// Some node's kubelet is silent: what gossip says of nodes may change the outcome of any Service.
+    pub half_dead: bool,
     owners: BTreeMap<IpAddr, &'a str>,
     slices: BTreeMap<&'a Name, Vec<&'a Slice>>,
 }
 
-impl Context<'_> {
+impl<'a> Translation<'a> {
+    /// Of these Services.
+    pub fn new(
+        inputs: &'a Inputs<'a>,
+        services: &'a BTreeSet<Arc<Name>>,
+        memory: &mut Memory,
+    ) -> Self {
+        let (view, half_dead) = look_at_nodes(inputs, memory);
+        let owners = inputs.nodes.values();
+        let owners =
+            owners.flat_map(|node| node.addresses.iter().map(|it| (*it, node.name.as_str())));
+        let slices = slices(inputs.snapshot, services);
+        Self { inputs, view, half_dead, owners: owners.collect(), slices }
+    }
+
+    /// What one of them becomes: nothing, if it is not ours, ends, or has no address.
+    pub fn service(&self, service: &Service, memory: &mut Memory) -> Translated {
+        let mut translated = Translated::default();
+        let ours = service.is_ours(self.inputs.settings.default_class) && !service.ending;
+        if ours && service.addresses().next().is_some() {
+            self.add(&mut translated, memory, service);
+        }
+        translated
+    }
+
     fn add(&self, translated: &mut Translated, memory: &mut Memory, service: &Service) {
         let mut problems = Problems { service: &service.name, list: &mut translated.problems };
         let addresses = addresses(service, &mut problems);
@@ -214,7 +231,7 @@ impl Context<'_> {
                 let node = endpoint.node.as_deref().or(owner);
                 let node = node.filter(|node| self.inputs.nodes.contains_key(*node));
                 let usable = config::unicast(endpoint.address).is_ok()
-                    && !self.vips.contains(&endpoint.address);
+                    && !self.inputs.vips.contains(&endpoint.address);
                 let Some(node) = node.filter(|_| usable) else {
                     homeless.insert(address);
                     continue;

@@ -16,6 +16,7 @@ struct Cluster {
     members: Members,
     verdicts: Verdicts,
     memory: Memory,
+    half_dead: bool,
     start: Instant,
 }
 
@@ -81,6 +82,21 @@ fn web() -> Value {
     json!({"name": "web", "port": 8080, "protocol": "TCP"})
 }
 
+/// What all Services become.
+fn services(inputs: &Inputs<'_>, memory: &mut Memory) -> (Translated, bool) {
+    let names = inputs.snapshot.services.keys().cloned().collect();
+    let translation = Translation::new(inputs, &names, memory);
+    let mut all = Translated::default();
+    for service in inputs.snapshot.services.values() {
+        let Translated { frontends, problems, held } = translation.service(service, memory);
+        all.frontends.extend(frontends);
+        all.problems.extend(problems);
+        all.held += held;
+    }
+    memory.retain(|object| all.frontends.contains_key(object));
+    (all, translation.half_dead)
+}
+
 impl Cluster {
     fn new() -> Self {
         let node = |index: usize| Node {
@@ -102,6 +118,7 @@ impl Cluster {
             nodes,
             verdicts: Verdicts::new(),
             memory: Memory::default(),
+            half_dead: false,
             start: Instant::now(),
         };
         cluster.unknown(&[]);
@@ -161,11 +178,14 @@ impl Cluster {
             snapshot: &self.snapshot,
             settings: &self.settings,
             nodes: &self.nodes,
+            vips: &vips(&self.snapshot, &self.settings),
             members: &self.members,
             verdicts: &self.verdicts,
             now: self.start + Duration::from_secs(seconds),
         };
-        services(&inputs, &mut self.memory)
+        let (translated, half_dead) = services(&inputs, &mut self.memory);
+        self.half_dead = half_dead;
+        translated
     }
 
     /// Who takes new flows and who only ends its own, as numbers of endpoints.
@@ -225,8 +245,8 @@ fn services_that_are_ours() {
 fn a_service_becomes_an_object_for_each_port() {
     let mut cluster =
         Cluster::with(service(json!({})), &[slice(web(), &[("10.1.0.1", "n2", 'r')])]);
-    let Translated { frontends, problems, held, half_dead } = cluster.translate_at(0);
-    assert_eq!((problems, held, half_dead), (vec![], 0, false));
+    let Translated { frontends, problems, held } = cluster.translate_at(0);
+    assert_eq!((problems, held, cluster.half_dead), (vec![], 0, false));
     let object = &frontends["service/d/s/web"];
     assert_eq!(object.origin(), "Service/d/s");
     assert_eq!(object.addresses, ["192.0.2.1".parse::<IpAddr>().unwrap()]);
@@ -455,7 +475,7 @@ fn a_silent_kubelet_on_a_node_that_gossip_hears_takes_no_readiness() {
         "1 2",
         "the third never was ready"
     );
-    assert_eq!((translated.held, translated.half_dead), (1, true));
+    assert_eq!((translated.held, cluster.half_dead), (1, true));
 
     let dead = MemberState { life: Life::Dead, ..MemberState::default() };
     let former = cluster.members.nodes.insert("n1".into(), dead);
@@ -557,7 +577,8 @@ fn an_agent_that_starts_against_a_lie_keeps_what_its_checkpoint_served() {
     let mut after = Cluster::with(service(json!({})), &[]);
     after.endpoints("uuu");
     let agent = crate::sources::kubernetes::tests::agent();
-    let intent = Intent { agent, nodes: BTreeMap::new(), frontends };
+    let frontends = frontends.into_iter().map(|(name, it)| (name, it.into())).collect();
+    let intent = Intent { agent, nodes: Arc::default(), frontends };
     after.memory = Memory::of(&intent);
     assert_eq!(after.served_at(0), "1 2 3");
     after.memory = Memory::default();

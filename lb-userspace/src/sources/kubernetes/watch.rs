@@ -355,8 +355,12 @@ where
             Event::Apply(object) => {
                 self.trouble(None);
                 let name = Name::of(&object);
+                let kept = T::keep(object);
+                if self.state.get(&name).map(|known| &**known) == kept.as_ref() {
+                    return Ok(false);
+                }
                 let state = Arc::make_mut(&mut self.state);
-                match T::keep(object) {
+                match kept {
                     Some(kept) => drop(state.insert(Arc::new(name), Arc::new(kept))),
                     None => drop(state.remove(&name)),
                 }
@@ -371,7 +375,7 @@ where
     }
 
     /// Takes a whole list, unless it is not believed yet.
-    fn complete(&mut self, list: BTreeMap<Arc<Name>, Arc<T>>, connection: &Connection) -> bool {
+    fn complete(&mut self, mut list: BTreeMap<Arc<Name>, Arc<T>>, connection: &Connection) -> bool {
         let session = connection.session;
         let all_listed = {
             let mut listed = self.shared.listed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -411,6 +415,11 @@ where
             self.trouble(None);
         }
         self.doubted = None;
+        for (name, kept) in &mut list {
+            if let Some(known) = self.state.get(name).filter(|known| *known == kept) {
+                *kept = known.clone();
+            }
+        }
         self.state = Arc::new(list);
         true
     }

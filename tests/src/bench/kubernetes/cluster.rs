@@ -2,6 +2,7 @@
 
 use std::{
     net::Ipv4Addr,
+    path::PathBuf,
     sync::mpsc::Sender,
     time::{Duration, Instant},
 };
@@ -21,7 +22,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use crate::kube::Server;
+use crate::kube::{Cluster, Server};
 
 const NAMESPACE: &str = "default";
 /// Requests under way while objects are made.
@@ -32,6 +33,20 @@ const TARGET_PORT: u16 = 8080;
 const STRIDE: usize = 7919;
 /// Room beside what is there: for tables of before, and for lives that go on.
 const SPARE: usize = 8;
+
+const RIGHTS: &str = r#"
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: weir}
+rules:
+- {apiGroups: ["", discovery.k8s.io, weir.dev], resources: ["*"], verbs: [get, list, watch]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: weir}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: weir}
+subjects: [{kind: ServiceAccount, name: weir, namespace: weir-system}]
+"#;
 
 /// How much there is.
 #[derive(Clone, Copy, Debug)]
@@ -107,6 +122,14 @@ impl Size {
 
 fn name(service: usize) -> String {
     format!("service-{service}")
+}
+
+/// Makes an account that may only look: another agent gives addresses.
+pub fn account(cluster: &Cluster<'_>) -> Result<PathBuf> {
+    cluster.server().kubectl(&["create", "namespace", "weir-system"])?;
+    let account = cluster.service_account("weir-system", "weir")?;
+    cluster.server().apply(RIGHTS)?;
+    Ok(account)
 }
 
 /// Makes all Services, gives them their addresses, and makes their slices.

@@ -215,7 +215,7 @@ impl Site {
             verdicts: intent
                 .frontends
                 .values()
-                .flat_map(targets)
+                .flat_map(|object| targets(object))
                 .map(|target| (target, Health::Up))
                 .collect(),
             around: Surroundings { hops: hops.collect(), mtu: 1500, ..Surroundings::default() },
@@ -421,7 +421,7 @@ fn intent(services: usize, pin_dir: PathBuf) -> Intent {
     let wide = (0..WIDE).map(|n| (wide_name(n), WIDE_BACKENDS));
     let frontends = (0..)
         .zip(narrow.chain(wide))
-        .map(|(n, (name, backends))| (name.clone(), frontend(name, n, backends)));
+        .map(|(n, (name, backends))| (name.clone(), Arc::new(frontend(name, n, backends))));
     let all = services + WIDE;
     let tables = all + all.div_ceil(SPARE);
     let backends = services * BACKENDS + WIDE * WIDE_BACKENDS + 1;
@@ -433,7 +433,11 @@ fn intent(services: usize, pin_dir: PathBuf) -> Intent {
         vips: capacity::VIPS.max(all as u32),
         ..Limits::default()
     };
-    Intent { agent: agent(pin_dir, limits), nodes: nodes.collect(), frontends: frontends.collect() }
+    Intent {
+        agent: agent(pin_dir, limits),
+        nodes: Arc::new(nodes.collect()),
+        frontends: frontends.collect(),
+    }
 }
 
 fn agent(pin_dir: PathBuf, limits: Limits) -> AgentSettings {
