@@ -83,7 +83,8 @@ fn source_ranges_are_those_of_the_addresss_family_and_a_family_without_any_is_cl
         (&["::/0"], &[], &["::/0"]),
     ] {
         let object = intent.frontends.values_mut().find(|it| it.addresses.len() == 2).unwrap();
-        Arc::make_mut(object).source_ranges = list.iter().map(|text| text.parse().unwrap()).collect();
+        Arc::make_mut(object).source_ranges =
+            list.iter().map(|text| text.parse().unwrap()).collect();
         let addresses = object.addresses.clone();
         let plan = plan(&intent, &Verdicts::new(), &all());
         assert_eq!(plan.problems, []);
