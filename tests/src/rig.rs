@@ -121,6 +121,8 @@ pub struct Rig {
     next_block: u32,
     next_backend: u32,
     known: BTreeMap<(IpAddr, u16, u32), BackendId>,
+    /// Service indices. Not read back: an earlier object's frontends may have another form.
+    services: BTreeMap<(IpAddr, u16, u8), u32>,
     /// First blocks of tables by owners and slots: services with equal pools share one.
     tables: BTreeMap<(Vec<u32>, u32), u32>,
     /// As last read, by map.
@@ -252,6 +254,7 @@ impl Rig {
             next_block: 1,
             next_backend: 1,
             known: BTreeMap::new(),
+            services: BTreeMap::new(),
             tables: BTreeMap::new(),
             counters: BTreeMap::new(),
             ifindex: UPLINK,
@@ -287,6 +290,7 @@ impl Rig {
         let endpoint = Endpoint::new(service.vip.into(), Port::new(service.port), service.proto);
         let frontend = Frontend { outside: index, inside: index, flags: 0 };
         self.insert(map::FRONTENDS, endpoint, frontend)?;
+        self.services.insert((service.vip, service.port, service.proto), index);
         self.set(map::FRONTEND_OF, index, endpoint)?;
         let record = self.record(service)?;
         self.set(map::SERVICES, index, ServiceWord(0).next(record).0)?;
@@ -357,8 +361,7 @@ impl Rig {
 
     /// The service behind an address, port and protocol.
     pub fn service_index(&mut self, vip: IpAddr, port: u16, proto: u8) -> Result<u32> {
-        let frontends: HashMap<&mut MapData, Endpoint, Frontend> = self.map(map::FRONTENDS)?;
-        Ok(frontends.get(&Endpoint::new(vip.into(), Port::new(port), proto), 0)?.outside)
+        self.services.get(&(vip, port, proto)).copied().context("no such service")
     }
 
     /// From now on a frontend takes clients of these networks only; a prefix of IPv4 counts 32 bits.
