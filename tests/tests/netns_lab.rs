@@ -299,6 +299,10 @@ fn the_router_spreads_flows_over_several_next_hops() {
         nodes.iter().for_each(|node| node.add_address("lo", host_route(address)).unwrap());
         let hops = nodes.iter().map(|node| node.addresses()[family]).collect::<Vec<_>>();
         lab.router().route(host_route(address), &hops).unwrap();
+        // The kernel passes over a hop whose neighbour it does not know yet, which moves flows once it does.
+        for hop in &hops {
+            assert!(get(client, *hop, 80, SOON).is_ok());
+        }
         let names: BTreeSet<_> = (0..40).map(|_| get(client, address, 80, SOON).unwrap()).collect();
         assert_eq!(names.len(), 2, "{address}: {names:?}");
         lab.router().route(host_route(address), &hops[..1]).unwrap();
