@@ -88,6 +88,7 @@ pub fn read(name: String, spec: &Value<'_>) -> Option<FrontendDraft> {
         client_affinity: fields.read_or("sessionAffinity", false, |value| value.word(&affinities)),
         echo: fields.read_or("echo", true, Value::boolean),
         local_only: fields.read_or("externalTrafficPolicy", false, |value| value.word(&policies)),
+        by_place: false,
         announce: fields.read_or("announce", AnnouncePolicy::default(), read_announce),
         source_ranges: fields.read_or("sourceRanges", Vec::new(), read_ranges),
     };
@@ -209,7 +210,8 @@ fn read_member(value: &Value<'_>) -> Option<(PoolMember, Place)> {
     let node = fields.get("node").map(|value| value.name());
     let node = node.flatten().unwrap_or_default();
     let terminating = fields.read_or("terminating", false, Value::boolean);
-    let member = PoolMember { address: address?, port: port.flatten(), weight, node, terminating };
+    let (address, port) = (address?, port.flatten());
+    let member = PoolMember { address, port, weight, node, terminating, far: false };
     Some((member, value.place.clone()))
 }
 

@@ -344,7 +344,7 @@ mod tests {
             (endpoint.parse::<SocketAddr>().unwrap(), node, terminating)
         };
         let stage = |drains: &Drains, now, (endpoint, node, terminating): (_, _, bool)| {
-            drains.at(now).stage(&Member { endpoint, weight: 1, node, terminating })
+            drains.at(now).stage(&Member { endpoint, weight: 1, node, terminating, far: false })
         };
         let (it, other) = (member("10.0.0.1:80", "m", false), member("10.0.0.2:80", "m", false));
         let stages = |drains: &Drains| [99, 100, 199, 200].map(|now| stage(drains, now, it));

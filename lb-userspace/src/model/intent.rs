@@ -71,6 +71,8 @@ pub struct Member<'a> {
     pub node: &'a str,
     /// It will end: no new flows, but it keeps those that it has.
     pub terminating: bool,
+    /// As in [`PoolMember`].
+    pub far: bool,
 }
 
 impl Intent {
@@ -93,6 +95,7 @@ impl Intent {
                     weight: member.weight,
                     node: &member.node,
                     terminating: member.terminating,
+                    far: member.far,
                 })
                 .collect(),
             Pool::Nodes { selector, weight } => self
@@ -102,7 +105,7 @@ impl Intent {
                 .filter_map(|node| {
                     let endpoint = SocketAddr::new(node.address_like(address)?, port.target_port);
                     let (weight, node) = (*weight, node.name.as_str());
-                    Some(Member { endpoint, weight, node, terminating: false })
+                    Some(Member { endpoint, weight, node, terminating: false, far: false })
                 })
                 .collect(),
         }
@@ -360,6 +363,9 @@ pub struct FrontendObject {
     pub echo: bool,
     /// Every node serves with its own backends only, and announces only while it has one.
     pub local_only: bool,
+    /// Members are chosen by where they are, so that every node has a table of its own.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub by_place: bool,
     pub announce: AnnouncePolicy,
     /// Clients that may connect; empty: all. As soon as there is one, a family without any is closed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -378,6 +384,11 @@ impl FrontendObject {
         let alike = |range: &&Cidr| range.address().is_ipv4() == address.is_ipv4();
         let alike = || self.source_ranges.iter().filter(alike).copied().collect();
         (!self.source_ranges.is_empty()).then(alike)
+    }
+
+    /// Whether every node has a table of its own for it.
+    pub fn by_node(&self) -> bool {
+        self.local_only || self.by_place
     }
 
     /// Whether Kubernetes asked for it, and not the file.
@@ -553,6 +564,15 @@ pub struct PoolMember {
     pub node: String,
     /// As in [`Member`].
     pub terminating: bool,
+    /// This node gives it new flows only while no other member serves. Where only a node's own backends
+    /// may serve, that is so for clients on the node alone.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub far: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over so")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// Which nodes, by their labels.

@@ -81,6 +81,9 @@ pub struct DesiredFrontend {
     pub slots: u32,
     /// Who may own slots now, with weights ≥ 1; sorted by address. Healthy and on nodes that serve.
     pub owners: Arc<Owners>,
+    /// The same for sockets on this node where these are led by other rules than packets: where only local
+    /// backends may own slots, to all.
+    pub inside: Option<Arc<Owners>>,
     /// `lb_common::service::flags`; `YOUNG` is [`super::History`]'s to set.
     pub flags: u32,
     /// Networks whose clients it takes, all of its address's family; none: everybody's.
@@ -160,6 +163,11 @@ pub fn follow<'a>(
             let mut members = inputs.intent.members(object, address, port);
             let of_these = members.iter().filter(|member| concerned(object, port, member));
             let endpoints: Vec<_> = of_these.map(|member| member.endpoint).collect();
+            let endpoints: Vec<_> = match object.by_node() {
+                // One may stand in for another.
+                true => members.iter().map(|member| member.endpoint).collect(),
+                false => endpoints,
+            };
             members.retain(|member| endpoints.contains(&member.endpoint));
             (key, endpoints, owners(backends, inputs, object, port, &members))
         });
@@ -167,9 +175,14 @@ pub fn follow<'a>(
     });
     let mut moved = BTreeSet::new();
     for (object, changes) in objects.iter().zip(found) {
-        for (key, endpoints, now) in changes {
+        for (key, endpoints, (now, now_inside)) in changes {
             let frontend = plan.frontends.get_mut(&key).filter(|it| it.object == object.name);
-            let Some(DesiredFrontend { owners, .. }) = frontend else { continue };
+            let Some(DesiredFrontend { owners, inside, .. }) = frontend else { continue };
+            let now_inside = now_inside.map(Arc::new);
+            if *inside != now_inside {
+                *inside = now_inside;
+                moved.insert(key);
+            }
             if endpoints.iter().any(|endpoint| owners.get(endpoint) != now.get(endpoint)) {
                 let owners = Arc::make_mut(owners);
                 owners.retain(|endpoint, _| !endpoints.contains(endpoint));
@@ -293,10 +306,12 @@ pub(super) fn add_object(plan: &mut Desired, inputs: &Inputs<'_>, object: &Front
                  any: raise spec.slots of a new frontend, or defaultSlots before it is made"
             ));
         }
+        let (owners, inside) = owners(&plan.backends, inputs, object, port, &members);
         let frontend = DesiredFrontend {
             object: object.name.clone(),
             slots,
-            owners: Arc::new(owners(&plan.backends, inputs, object, port, &members)),
+            owners: Arc::new(owners),
+            inside: inside.map(Arc::new),
             flags,
             ranges: object.ranges_of(address).map(Arc::new),
             past: Vec::new(),
@@ -315,9 +330,10 @@ fn takes_nobody(drained: &Drained, members: &[Member<'_>]) -> bool {
 
 fn flags_of(object: &FrontendObject) -> u32 {
     let affinity = if object.client_affinity { flags::CLIENT_AFFINITY } else { 0 };
-    // Each node has a table of its own, so views never meet.
-    let local = if object.local_only { flags::LOCAL_ONLY | flags::ALWAYS_YOUNG } else { 0 };
-    affinity | local
+    let local = if object.local_only { flags::LOCAL_ONLY } else { 0 };
+    // Views never meet.
+    let alone = if object.by_node() { flags::ALWAYS_YOUNG } else { 0 };
+    affinity | local | alone
 }
 
 /// Backends that own slots in a table: the best ranked of more.
@@ -329,32 +345,29 @@ fn host_of(intent: &Intent, address: IpAddr) -> Option<&Node> {
     intent.nodes.values().find(|node| node.addresses.contains(&address))
 }
 
-/// Those of these members of a frontend's pool that may own slots and are backends of the plan.
+/// Those of these members of a frontend's pool that may own slots and are backends of the plan: for packets,
+/// and for sockets on this node where that differs.
 fn owners(
     backends: &BTreeMap<SocketAddr, DesiredBackend>,
     inputs: &Inputs<'_>,
     object: &FrontendObject,
     port: &FrontendPort,
     members: &[Member<'_>],
-) -> Owners {
+) -> (Owners, Option<Owners>) {
     let planned =
         |it: &Member<'_>| backends.get(&it.endpoint).is_some_and(|found| found.node == it.node);
-    members
-        .iter()
-        .filter(|member| planned(member) && may_own(inputs, object, port, member))
-        .map(|member| (member.endpoint, member.weight))
-        .collect()
-}
-
-/// Whether new flows may go to a member from here: where only local ones may, it must be here.
-fn may_own(
-    inputs: &Inputs<'_>,
-    object: &FrontendObject,
-    port: &FrontendPort,
-    member: &Member<'_>,
-) -> bool {
-    let here = !object.local_only || member.node == inputs.members.own;
-    here && serves(inputs, object, port, member)
+    let serving = members.iter().filter(|it| planned(it) && serves(inputs, object, port, it));
+    let serving: Vec<&Member<'_>> = serving.collect();
+    let those = |wanted: &dyn Fn(&Member<'_>) -> bool| {
+        let those = serving.iter().filter(|it| wanted(it));
+        those.map(|it| (it.endpoint, it.weight)).collect::<Owners>()
+    };
+    let any_near = serving.iter().any(|it| !it.far);
+    let near = those(&|it| !it.far || !any_near);
+    match object.local_only {
+        false => (near, None),
+        true => (those(&|it| it.node == inputs.members.own), Some(near)),
+    }
 }
 
 /// Whether a member takes new flows: nobody took it out of service, its node serves, and no probe says

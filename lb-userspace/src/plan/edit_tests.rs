@@ -57,7 +57,7 @@ fn member((at, terminating): &(u8, bool)) -> PoolMember {
         at => format!("n{}", at % 2),
     };
     let address = format!("10.1.0.{}", if *at == 8 { 0 } else { *at }).parse().unwrap();
-    PoolMember { address, port: Some(8080), weight: 1, node, terminating: *terminating }
+    PoolMember { address, port: Some(8080), weight: 1, node, terminating: *terminating, far: false }
 }
 
 fn pool(members: &Listed) -> Pool {

@@ -57,6 +57,7 @@ fn plan(frontends: &[(&str, &[u32])]) -> Desired {
             object: format!("object-{at}"),
             slots: SLOTS,
             owners: owners_of(backends),
+            inside: None,
             flags: 0,
             ranges: None,
             past: Vec::new(),

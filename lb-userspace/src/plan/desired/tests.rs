@@ -228,6 +228,8 @@ fn a_local_only_pool_has_this_nodes_backends_only_and_says_so() {
     assert_eq!(owners(&plan, http()), ["10.1.0.10:8080*1"], "worker-1 is this node");
     assert_eq!(plan.frontends[&http()].flags, flags::LOCAL_ONLY | flags::ALWAYS_YOUNG);
     assert_eq!(plan.backends.len(), 8, "the others keep their arrivals");
+    let inside = plan.frontends[&http()].inside.as_ref().unwrap();
+    assert_eq!(inside.len(), 2, "sockets on this node are led to all");
     let members = members(&names(&["worker-1", "worker-2"]));
     let inputs = Inputs {
         intent: &intent,
@@ -237,6 +239,22 @@ fn a_local_only_pool_has_this_nodes_backends_only_and_says_so() {
     };
     let both = names(&["worker-1", "worker-2"]);
     assert_eq!(holders(&inputs), [(http().address, both)].into());
+}
+
+#[test]
+fn far_members_own_slots_only_where_no_other_serves() {
+    let mut intent = intent();
+    let apps = Arc::make_mut(intent.frontends.get_mut("apps").unwrap());
+    apps.by_place = true;
+    let Pool::Members(pool) = &mut apps.pool else { panic!() };
+    pool[0].far = true;
+    let near = target_at(&intent, "10.1.1.10:8080").unwrap();
+    let down = Verdicts::from([(near, Health::Down("x".into()))]);
+    let planned = plan(&intent, &Verdicts::new(), &all());
+    assert_eq!(owners(&planned, http()), ["10.1.1.10:8080*2"]);
+    assert_eq!(planned.frontends[&http()].flags, flags::ALWAYS_YOUNG);
+    assert_eq!(planned.backends.len(), 8, "the others keep their arrivals");
+    assert_eq!(owners(&plan(&intent, &down, &all()), http()), ["10.1.0.10:8080*1"]);
 }
 
 #[test]
@@ -279,6 +297,7 @@ fn spoil(object: &mut FrontendObject, how: usize, taken: IpAddr) {
                 weight: 1,
                 node: node.into(),
                 terminating: false,
+                far: false,
             };
             // A node that is not known, and a backend that lives elsewhere.
             object.pool = Pool::Members(vec![member(1, "nowhere"), member(8080, "master-1")]);
@@ -316,7 +335,9 @@ proptest! {
         if let Pool::Members(members) = &mut Arc::make_mut(intent.frontends.get_mut("apps").unwrap()).pool {
             let again = |weight, node: &str| PoolMember { weight, node: node.into(), ..members[0].clone() };
             members.extend([again(0, "worker-1"), again(7, "worker-1"), again(3, "worker-2")]);
+            members[0].far = true;
         }
+        Arc::make_mut(intent.frontends.get_mut("apps").unwrap()).by_place = true;
         let (askers, mut verdicts) = (askers(&intent), Verdicts::new());
         let mut followed = desired(&Inputs { intent: &intent, verdicts: &verdicts, members: &members, drained: &NONE_DRAINED });
         for (n, health, serves) in turns {

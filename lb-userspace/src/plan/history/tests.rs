@@ -60,6 +60,7 @@ impl Node {
                 object: "web".into(),
                 slots: 251,
                 owners: Arc::new(owners(pool)),
+                inside: None,
                 flags: 0,
                 past: Vec::new(),
                 claims: None,

@@ -16,6 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::near::Hinted;
 use crate::model::{Check, Health, Intent, Pool, Target, Verdicts, intent};
 
 /// Endpoints that turned not ready within this before a pool ran empty did so together.
@@ -34,6 +35,7 @@ pub struct Found {
     pub ready: bool,
     pub serving: bool,
     pub terminating: bool,
+    pub hinted: Hinted,
 }
 
 /// By address and port.

@@ -196,6 +196,7 @@ impl Merger {
         let of_services = translate::Inputs {
             snapshot: inputs.snapshot,
             settings: inputs.settings,
+            own: &inputs.file.agent.node,
             nodes: &base.nodes,
             vips: &self.vips,
             members: inputs.members,

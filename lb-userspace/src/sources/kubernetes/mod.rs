@@ -13,6 +13,7 @@ pub mod crd_pool;
 pub mod lease;
 pub mod members;
 pub mod merge;
+pub mod near;
 pub mod snapshot;
 pub mod source;
 pub mod translate;

@@ -102,7 +102,6 @@ pub struct Service {
     pub client_affinity: bool,
     /// As they stand in the object.
     pub source_ranges: Vec<String>,
-    pub traffic_distribution: Option<String>,
     /// Addresses in its status.
     pub ingress: Vec<core::LoadBalancerIngress>,
     /// What gives addresses sees of it, as if Services without a class were ours.
@@ -170,7 +169,6 @@ impl Keep for Service {
             local_only: spec.external_traffic_policy.as_deref() == Some("Local"),
             client_affinity: spec.session_affinity.as_deref() == Some("ClientIP"),
             source_ranges: spec.load_balancer_source_ranges.unwrap_or_default(),
-            traffic_distribution: spec.traffic_distribution,
             ingress: status.load_balancer.and_then(|it| it.ingress).unwrap_or_default(),
             object: seen,
         })
@@ -229,6 +227,25 @@ pub struct Endpoint {
     pub ready: bool,
     pub serving: bool,
     pub terminating: bool,
+    /// Whose clients it is meant for; none: everybody's.
+    pub hints: Option<Box<Hints>>,
+}
+
+/// What the EndpointSlice controller makes of `trafficDistribution`.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Hints {
+    /// Names.
+    pub nodes: Vec<String>,
+    pub zones: Vec<String>,
+}
+
+impl Hints {
+    fn read(object: discovery::EndpointHints) -> Option<Box<Self>> {
+        let nodes = object.for_nodes.unwrap_or_default().into_iter().map(|it| it.name).collect();
+        let zones = object.for_zones.unwrap_or_default().into_iter().map(|it| it.name).collect();
+        let hints = Self { nodes, zones };
+        (hints != Self::default()).then(|| Box::new(hints))
+    }
 }
 
 impl Keep for Slice {
@@ -260,6 +277,7 @@ fn endpoint(object: discovery::Endpoint) -> Option<Endpoint> {
         ready,
         serving: conditions.serving.unwrap_or(ready),
         terminating: conditions.terminating.unwrap_or(false),
+        hints: object.hints.and_then(Hints::read),
     })
 }
 

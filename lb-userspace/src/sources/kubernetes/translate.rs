@@ -12,6 +12,7 @@ use std::{
 
 use super::{
     members::{Chosen, Endpoints, Found, Memory, NodeView},
+    near::{Hinted, Near},
     snapshot::{
         self, EXCLUDED, Name, Service, ServicePort, Slice, Snapshot, TO_BE_DELETED, Transport,
     },
@@ -30,6 +31,9 @@ const CHECK: &str = "weir.dev/health-check";
 /// Of before `spec.loadBalancerSourceRanges`; it counts where that is empty.
 const RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 
+/// Label of a node: where it stands.
+const ZONE: &str = "topology.kubernetes.io/zone";
+
 /// Most endpoints that one problem names.
 const MAX_NAMED: usize = 3;
 
@@ -38,6 +42,8 @@ const MAX_NAMED: usize = 3;
 pub struct Inputs<'a> {
     pub snapshot: &'a Snapshot,
     pub settings: &'a KubernetesSettings,
+    /// Name of this node, which `members` do not tell at the start.
+    pub own: &'a str,
     /// All nodes, the file's too.
     pub nodes: &'a BTreeMap<String, Node>,
     /// [`vips`] of the snapshot.
@@ -91,7 +97,7 @@ fn look_at_nodes<'a>(inputs: &Inputs<'a>, memory: &mut Memory) -> (NodeView<'a>,
         let since = *memory.unknown.entry((*name).to_owned()).or_insert(inputs.now);
         let members = inputs.members;
         // An agent that starts takes nobody for dead.
-        let heard = *name == members.own
+        let heard = *name == inputs.own
             || !members.ready
             || members.nodes.get(*name).is_some_and(|it| it.life.forwards());
         if heard {
@@ -108,6 +114,8 @@ pub struct Translation<'a> {
     /// Some node's kubelet is silent: what gossip says of nodes may change the outcome of any Service.
     pub half_dead: bool,
     owners: BTreeMap<IpAddr, &'a str>,
+    /// This node's.
+    zone: Option<&'a str>,
     slices: BTreeMap<&'a Name, Vec<&'a Slice>>,
 }
 
@@ -123,7 +131,9 @@ impl<'a> Translation<'a> {
         let owners =
             owners.flat_map(|node| node.addresses.iter().map(|it| (*it, node.name.as_str())));
         let slices = slices(inputs.snapshot, services);
-        Self { inputs, view, half_dead, owners: owners.collect(), slices }
+        let own = inputs.nodes.get(inputs.own);
+        let zone = own.and_then(|node| node.labels.get(ZONE)).map(String::as_str);
+        Self { inputs, view, half_dead, owners: owners.collect(), zone, slices }
     }
 
     /// What one of them becomes: nothing, if it is not ours, ends, or has no address.
@@ -140,11 +150,6 @@ impl<'a> Translation<'a> {
         let mut problems = Problems { service: &service.name, list: &mut translated.problems };
         let addresses = addresses(service, &mut problems);
         let Ok(source_ranges) = source_ranges(service, &addresses, &mut problems) else { return };
-        if let Some(wish) = &service.traffic_distribution {
-            problems.add(format!(
-                "trafficDistribution {wish} is not honoured yet: endpoints are chosen wherever they are"
-            ));
-        }
         let check = check(service, &mut problems);
         for port in &service.ports {
             let protocol = match port.transport {
@@ -181,17 +186,19 @@ impl<'a> Translation<'a> {
             }
             translated.held += chosen.held;
             let target_port = port.target.unwrap_or(port.port);
+            let near = Near::among(usable(&endpoints, &chosen));
             let object = FrontendObject {
                 name: name.clone(),
                 addresses,
                 ports: vec![FrontendPort { port: port.port, protocol, target_port }],
-                pool: Pool::Members(pool(&endpoints, &chosen)),
+                pool: Pool::Members(pool(&endpoints, &chosen, near)),
                 delivery: Delivery::Tunnel,
                 check: check.cloned(),
                 slots: None,
                 client_affinity: service.client_affinity,
                 echo: true,
                 local_only,
+                by_place: near.by_place(),
                 announce: self.announcers(),
                 source_ranges: source_ranges.clone(),
             };
@@ -219,6 +226,7 @@ impl<'a> Translation<'a> {
     ) -> Endpoints {
         let mut endpoints = Endpoints::new();
         let mut homeless = BTreeSet::new();
+        let own = self.inputs.own;
         for slice in self.slices.get(&service.name).into_iter().flatten() {
             let of_port =
                 |it: &&snapshot::SlicePort| it.name == port.name && it.transport == port.transport;
@@ -241,6 +249,7 @@ impl<'a> Translation<'a> {
                     ready: endpoint.ready && !endpoint.terminating,
                     serving: endpoint.serving,
                     terminating: endpoint.terminating,
+                    hinted: Hinted::of(endpoint.hints.as_deref(), own, self.zone),
                 };
                 let known = endpoints.entry(address).or_insert_with(|| found.clone());
                 if better(&found) > better(known) {
@@ -266,7 +275,12 @@ fn better(found: &Found) -> (bool, bool, bool) {
     (found.ready, found.serving, !found.terminating)
 }
 
-fn pool(endpoints: &Endpoints, chosen: &Chosen) -> Vec<PoolMember> {
+/// The endpoints that take new flows.
+fn usable<'a>(endpoints: &'a Endpoints, chosen: &Chosen) -> impl Iterator<Item = &'a Found> {
+    endpoints.iter().filter(|(address, _)| chosen.usable.contains(address)).map(|(_, found)| found)
+}
+
+fn pool(endpoints: &Endpoints, chosen: &Chosen, near: Near) -> Vec<PoolMember> {
     let members = endpoints.iter().filter_map(|(address, found)| {
         let terminating = chosen.ending.contains(address);
         (terminating || chosen.usable.contains(address)).then(|| PoolMember {
@@ -275,6 +289,7 @@ fn pool(endpoints: &Endpoints, chosen: &Chosen) -> Vec<PoolMember> {
             weight: 1,
             node: found.node.clone(),
             terminating,
+            far: near.is_far(found),
         })
     });
     members.collect()

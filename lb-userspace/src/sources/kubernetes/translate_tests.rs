@@ -8,8 +8,9 @@ use crate::{
     sources::kubernetes::snapshot::Keep,
 };
 
-/// A cluster of three nodes, `own` being n1, and what changes about it.
+/// A cluster of three nodes, `own` being n1 at first, and what changes about it.
 struct Cluster {
+    own: &'static str,
     snapshot: Snapshot,
     settings: KubernetesSettings,
     nodes: BTreeMap<String, Node>,
@@ -106,6 +107,7 @@ impl Cluster {
         };
         let nodes: BTreeMap<_, _> = (0..3).map(|it| (NODES[it].to_owned(), node(it))).collect();
         let mut cluster = Self {
+            own: NODES[0],
             snapshot: Snapshot::default(),
             settings: KubernetesSettings {
                 servers: Vec::new(),
@@ -177,6 +179,7 @@ impl Cluster {
         let inputs = Inputs {
             snapshot: &self.snapshot,
             settings: &self.settings,
+            own: self.own,
             nodes: &self.nodes,
             vips: &vips(&self.snapshot, &self.settings),
             members: &self.members,
@@ -195,13 +198,17 @@ impl Cluster {
     }
 }
 
-/// Such as `1 2 (3)`: 3 is terminating.
+/// Such as `1 2~ (3)`: 2 is far, 3 is terminating.
 fn members(object: &FrontendObject) -> String {
     let Pool::Members(members) = &object.pool else { panic!("no members") };
     let word = |member: &PoolMember| {
         let text = member.address.to_string();
         let last = text.rsplit(['.', ':']).next().unwrap().to_owned();
-        if member.terminating { format!("({last})") } else { last }
+        match (member.terminating, member.far) {
+            (true, _) => format!("({last})"),
+            (false, true) => format!("{last}~"),
+            (false, false) => last,
+        }
     };
     members.iter().map(word).collect::<Vec<_>>().join(" ")
 }
@@ -260,6 +267,7 @@ fn a_service_becomes_an_object_for_each_port() {
         weight: 1,
         node: "n2".into(),
         terminating: false,
+        far: false,
     };
     assert_eq!(object.pool, Pool::Members(vec![member]));
     assert_eq!(object.check, Some(config::default_check()));
@@ -317,12 +325,6 @@ fn what_cannot_be_honoured_is_a_problem_and_the_rest_is_served() {
                 {"name": "a", "port": 80}, {"name": "b", "port": 81, "protocol": "SCTP"},
             ]}}),
             "SCTP",
-            1,
-        ),
-        (
-            "a topology",
-            json!({"spec": {"trafficDistribution": "PreferSameZone"}}),
-            "trafficDistribution PreferSameZone",
             1,
         ),
         (
@@ -426,6 +428,25 @@ fn endpoints_that_the_tunnel_cannot_reach_are_left_out_and_told() {
 }
 
 #[test]
+fn hints_for_other_zones_make_endpoints_far() {
+    let mut hinted =
+        slice(web(), &[("10.1.0.1", "n1", 'r'), ("10.1.0.2", "n2", 'r'), ("10.1.0.3", "n3", 't')]);
+    for (n, zone) in ["a", "b"].into_iter().enumerate() {
+        hinted["endpoints"][n]["hints"] = json!({"forZones": [{"name": zone}]});
+    }
+    let mut cluster = Cluster::with(service(json!({})), &[hinted]);
+    assert_eq!(cluster.served_at(0), "1 2 (3)", "this node is in no zone");
+    let labels = &mut cluster.nodes.get_mut("n1").unwrap().labels;
+    labels.insert(ZONE.into(), "b".into());
+    // Before membership has said anything too.
+    for members in [Members::default(), cluster.members.clone()] {
+        cluster.members = members;
+        assert_eq!(cluster.served_at(0), "1~ 2 (3)");
+    }
+    assert!(cluster.translate_at(0).frontends["service/d/s/web"].by_place);
+}
+
+#[test]
 fn an_endpoint_in_two_slices_counts_once_by_its_better_word() {
     for states in [['r', 'u'], ['u', 'r'], ['t', 'r']] {
         let slices = states.map(|state| slice(web(), &[("10.1.0.1", "n1", state)]));
@@ -439,13 +460,13 @@ fn who_takes_new_flows_by_conditions() {
         ("ready ones", "rru", "1 2", "1 2"),
         ("absent conditions mean ready", "-uu", "1", "1"),
         ("none ready from the beginning", "uuu", "", ""),
-        ("terminating ones end their flows", "rtd", "1 (2) (3)", "1 2 (3)"),
+        ("terminating ones end their flows", "rtd", "1 (2) (3)", "1 2~ (3)"),
         ("none ready: those that serve while they end", "utu", "2", "2"),
         ("terminating ones that do not serve are no fallback", "udu", "(2)", "(2)"),
         ("nothing at all", "...", "", ""),
         // Nodes in turn: endpoints 1 and 4 are on n1.
         ("local: each node decides by its own", "rrut", "1 2 (4)", "1 2 (4)"),
-        ("local: a node without a ready one falls back", "urut", "2 (4)", "2 4"),
+        ("local: a node without a ready one falls back", "urut", "2 (4)", "2 4~"),
     ] {
         for (local_only, wanted) in [(false, cluster_wide), (true, local)] {
             let policy = if local_only { "Local" } else { "Cluster" };
@@ -480,7 +501,7 @@ fn a_silent_kubelet_on_a_node_that_gossip_hears_takes_no_readiness() {
     let dead = MemberState { life: Life::Dead, ..MemberState::default() };
     let former = cluster.members.nodes.insert("n1".into(), dead);
     assert_eq!(cluster.served_at(20), "1 2", "this node is heard, whatever gossip says of it");
-    cluster.members.own = "n2".into();
+    cluster.own = NODES[1];
     assert_eq!(cluster.served_at(30), "2", "gossip agrees that it is dead");
     cluster.members.nodes.insert("n1".into(), former.unwrap());
     assert_eq!(cluster.served_at(40), "1 2");

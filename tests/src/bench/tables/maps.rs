@@ -475,6 +475,7 @@ fn frontend(name: String, n: u32, backends: usize) -> FrontendObject {
         weight: 1,
         node: node_name(at % NODES),
         terminating: false,
+        far: false,
     };
     FrontendObject {
         name,
@@ -495,6 +496,7 @@ fn frontend(name: String, n: u32, backends: usize) -> FrontendObject {
         client_affinity: false,
         echo: true,
         local_only: false,
+        by_place: false,
         announce: AnnouncePolicy::default(),
         source_ranges: Vec::new(),
     }
