@@ -46,12 +46,22 @@ pub struct Record {
     pub flags: u32,
     /// Digest of (sorted backends, slots, seed tag): names the epoch.
     pub epoch: u64,
-    pub reserved: [u32; 8],
+    /// First block of the table for sockets on this node, where it is not `owners`; 0: it is.
+    pub inside: u32,
+    pub reserved: [u32; 7],
     #[cfg(feature = "next-layout")]
     pub next: u64,
 }
 #[cfg(not(feature = "next-layout"))]
 const _: () = assert!(size_of::<Record>() == 64);
+
+impl Record {
+    /// First block of the table for sockets on this node; 0: no backends.
+    #[inline(always)]
+    pub const fn for_sockets(&self) -> u32 {
+        if self.inside == 0 { self.owners } else { self.inside }
+    }
+}
 
 pub mod flags {
     /// From a change until all members agree on it.

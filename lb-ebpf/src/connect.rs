@@ -135,11 +135,15 @@ fn without_service<const V6: bool>(call: &Call<V6>, asked: &Endpoint) -> i32 {
 /// stay with their backends.
 #[inline(always)]
 fn choose<const V6: bool>(call: &Call<V6>, service: u32) -> Option<(BackendId, Endpoint)> {
-    let record = maps::record(service).filter(|record| record.owners != 0)?;
+    let record = maps::record(service)?;
+    let owners = record.for_sockets();
+    if owners == 0 {
+        return None;
+    }
     let proto = call.endpoint().proto;
     let mut hash = hash(call, record);
     for _ in 0..TRIES {
-        let id = maps::owner(record.owners, slot_of(hash, record.slots));
+        let id = maps::owner(owners, slot_of(hash, record.slots));
         if let Some(backend) = living(id)
             && call.takes(&backend.addr)
         {

@@ -161,13 +161,10 @@ pub fn follow<'a>(
         let changes = frontends_of(object).map(|(address, port)| {
             let key = FrontendKey { address, port: port.port, protocol: port.protocol };
             let mut members = inputs.intent.members(object, address, port);
-            let of_these = members.iter().filter(|member| concerned(object, port, member));
+            // Where every node has a table of its own one member may stand in for another.
+            let of_these = members.iter();
+            let of_these = of_these.filter(|it| object.by_node() || concerned(object, port, it));
             let endpoints: Vec<_> = of_these.map(|member| member.endpoint).collect();
-            let endpoints: Vec<_> = match object.by_node() {
-                // One may stand in for another.
-                true => members.iter().map(|member| member.endpoint).collect(),
-                false => endpoints,
-            };
             members.retain(|member| endpoints.contains(&member.endpoint));
             (key, endpoints, owners(backends, inputs, object, port, &members))
         });

@@ -54,6 +54,8 @@ pub struct HeldFrontend {
     pub record: Record,
     /// None: as read back, not yet compared with what it should hold.
     pub holding: Option<Holding>,
+    /// Of the table for sockets, where it has one of its own.
+    pub inside: Option<Holding>,
     /// Digest of the whole set in force, also of those that have no id; none as read back.
     pub set: Option<u64>,
     pub table: Option<Arc<Table>>,
@@ -231,6 +233,7 @@ impl Held {
                 let record = contents.records.get(index as usize).copied().unwrap_or_default();
                 if self.records.reserve(index) {
                     self.read_segment(record.owners, &record, As::InForce);
+                    self.read_segment(record.inside, &record, As::InForce);
                     record
                         .past
                         .iter()
@@ -247,7 +250,7 @@ impl Held {
             if !past.is_empty() {
                 self.ages.insert((0, key));
             }
-            let (holding, set, table) = (None, None, None);
+            let (holding, inside, set, table) = (None, None, None, None);
             let (aged, crowded) = (0, false);
             let flags = frontend.flags;
             let held = HeldFrontend {
@@ -256,6 +259,7 @@ impl Held {
                 flags,
                 record,
                 holding,
+                inside,
                 set,
                 table,
                 past,

@@ -251,14 +251,22 @@ impl<S: Store> Work<'_, S> {
         let first = self.segment(want, &table)?;
         // From here on whatever makes room leaves it alone.
         self.held.name(first, As::InForce);
+        let inside = match self.inside(want) {
+            Ok(inside) => inside,
+            Err(error) => {
+                self.forget(first, As::InForce);
+                return Err(error);
+            }
+        };
         let past = self.past(want, &table, first)?;
         let number = self.held.frontends.get(&want.key).map(|held| held.number);
         let full = match number {
             Some(number) => self.put_claims(number, want)?,
             None => None,
         };
-        if let Err(error) = self.put_record(want, first, &table, &past, full.is_some()) {
-            self.forget(first, As::InForce);
+        let in_force = [first, inside];
+        if let Err(error) = self.put_record(want, in_force, &table, &past, full.is_some()) {
+            in_force.iter().for_each(|first| self.forget(*first, As::InForce));
             past.iter().for_each(|(_, first)| self.forget(*first, As::Past));
             return Err(error);
         }
@@ -275,17 +283,27 @@ impl<S: Store> Work<'_, S> {
         Ok(closed.or_else(crowded))
     }
 
+    /// The segment of the table for sockets, named once more; 0 where it has none of its own.
+    fn inside(&mut self, want: &Want) -> Result<u32, ApplyError> {
+        let Some(want) = &want.inside else { return Ok(0) };
+        let table = self.tables.table(&want.pool);
+        let first = self.segment(want, &table)?;
+        self.held.name(first, As::InForce);
+        Ok(first)
+    }
+
     /// Makes a record of these tables current, unless it is. They are named for it already.
     fn put_record(
         &mut self,
         want: &Want,
-        first: u32,
+        [owners, inside]: [u32; 2],
         table: &Arc<Table>,
         past: &[(Place, u32)],
         crowded: bool,
     ) -> Result<(), ApplyError> {
         let record = Record {
-            owners: first,
+            owners,
+            inside,
             slots: table.slots() as u32,
             past: blocks_of(past),
             flags: flags(self.desired.frontends[&want.key].flags, crowded),
@@ -306,6 +324,7 @@ impl<S: Store> Work<'_, S> {
         }
         let held = HeldFrontend {
             holding: Some(want.holding),
+            inside: want.inside.as_deref().map(|it| it.holding),
             set: Some(want.set),
             table: Some(table.clone()),
             past: past.to_vec(),
@@ -332,9 +351,10 @@ impl<S: Store> Work<'_, S> {
         let Some(held) = self.held.frontends.get(&want.key).cloned() else { return Ok(None) };
         let full = self.put_claims(held.number, want)?;
         if full.is_some() {
-            self.held.name(held.record.owners, As::InForce);
+            let in_force = [held.record.owners, held.record.inside];
+            in_force.iter().for_each(|first| self.held.name(*first, As::InForce));
             held.past.iter().for_each(|(_, first)| self.held.name(*first, As::Past));
-            self.put_record(want, held.record.owners, table, &held.past, true)?;
+            self.put_record(want, in_force, table, &held.past, true)?;
         }
         Ok(full)
     }
@@ -431,7 +451,7 @@ impl<S: Store> Work<'_, S> {
     /// A record is no longer current (0: it is), and names its tables no more.
     pub(super) fn release(&mut self, index: u32, record: &Record) {
         self.freed.records.extend(Some(index).filter(|index| *index != 0));
-        self.forget(record.owners, As::InForce);
+        [record.owners, record.inside].iter().for_each(|first| self.forget(*first, As::InForce));
         record.past.iter().for_each(|first| self.forget(*first, As::Past));
     }
 

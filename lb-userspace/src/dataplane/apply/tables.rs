@@ -104,7 +104,7 @@ impl<S: Store> Work<'_, S> {
             segment.is_some_and(|segment| segment.holding.is_none())
                 && self.store.slots(*first, record.slots) == slots
         };
-        let mut tables = [record.owners].into_iter().chain(record.past);
+        let mut tables = [record.owners, record.inside].into_iter().chain(record.past);
         let first = tables.find(|first| record.slots as usize == slots.len() && same(first))?;
         self.held.segments.get_mut(&first)?.holding = Some(holding);
         self.held.by_holding.insert(holding, first);

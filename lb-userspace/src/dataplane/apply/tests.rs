@@ -222,6 +222,33 @@ fn a_plan_is_forwarded_as_it_says() {
 }
 
 #[test]
+fn sockets_have_a_table_of_their_own_where_packets_stay_local() {
+    let mut local = plan(&[("192.0.2.1:80", &[2, 4]), ("192.0.2.2:80", &[1, 2, 3, 4])]);
+    let all = local.frontends[&key("192.0.2.2:80")].owners.clone();
+    local.frontends.get_mut(&key("192.0.2.1:80")).unwrap().inside = Some(all);
+    let mut data_plane = data_plane(Fake::new(&LIMITS));
+    apply(&mut data_plane, &local);
+    let record = |store: &Fake, at: &str| {
+        *store.record(store.frontends.get(&key(at).endpoint()).unwrap().inside).unwrap()
+    };
+    let one = record(data_plane.store(), "192.0.2.1:80");
+    let other = record(data_plane.store(), "192.0.2.2:80");
+    assert_eq!((one.inside, other.inside), (other.owners, 0), "equal pools share");
+    assert_eq!((one.for_sockets(), other.for_sockets()), (other.owners, other.owners));
+    assert_eq!(data_plane.tables_held(), 2);
+
+    // A successor goes on with it, and what nobody wants any more is free again.
+    let mut next = self::data_plane(data_plane.store().clone());
+    apply(&mut next, &local);
+    assert_eq!(record(next.store(), "192.0.2.1:80"), one);
+    local.frontends.get_mut(&key("192.0.2.1:80")).unwrap().inside = None;
+    local.frontends.remove(&key("192.0.2.2:80"));
+    apply(&mut next, &local);
+    assert_eq!(record(next.store(), "192.0.2.1:80").inside, 0);
+    assert_eq!(next.tables_held(), 1);
+}
+
+#[test]
 fn a_stop_after_any_step_leaves_a_forwarding_state_that_the_next_agent_completes() {
     let before =
         plan(&[("192.0.2.1:80", &[1, 2, 3]), ("192.0.2.2:80", &[1, 2, 3]), ("192.0.2.3:80", &[7])]);

@@ -16,7 +16,7 @@ use super::{
 use crate::plan::{
     DesiredFrontend,
     desired::FrontendKey,
-    flows::{Claimed, Former},
+    flows::{Claimed, Former, Owners},
     owners::Pool,
 };
 
@@ -29,6 +29,8 @@ pub struct Want {
     pub holding: Holding,
     /// Digest of the whole set, also of those that have no id.
     pub set: u64,
+    /// The table for sockets, where it has one of its own.
+    pub inside: Option<Box<Want>>,
     pub claims: BTreeMap<u16, Claim>,
 }
 
@@ -41,29 +43,39 @@ impl Want {
         wanted: &DesiredFrontend,
         slots: u16,
     ) -> Option<Self> {
-        let known = |(owner, weight)| Some((owner, weight, held.backends.get(owner)?.id.0));
-        let known: Vec<_> = wanted.owners.iter().filter_map(known).collect();
-        let pool = Pool::new(known.iter().map(|(owner, weight, _)| (*owner, *weight)), slots, seed);
-        let ids: Vec<u32> = known.iter().filter(|it| *it.1 > 0).map(|it| it.2).collect();
-        let set = match known.len() == wanted.owners.len() {
-            true => pool.digest,
-            false => Pool::new(wanted.owners.iter(), slots, seed).digest,
-        };
-        let holding = holding(pool.digest, &ids);
-        let claims = claims(held, wanted.claims.as_deref(), slots);
+        let table = |owners| Self::table(held, seed, key, owners, slots);
+        let mut want = table(&wanted.owners);
+        want.inside = wanted.inside.as_deref().map(table).map(Box::new);
+        want.claims = claims(held, wanted.claims.as_deref(), slots);
+        let Self { holding, claims, .. } = &want;
         let same = |held_one: &HeldFrontend| {
             let past = held_one.past.iter().map(|(place, _)| *place);
-            held_one.holding == Some(holding)
+            held_one.holding == Some(*holding)
+                && held_one.inside == want.inside.as_deref().map(|it| it.holding)
                 && held_one.record.flags == flags(wanted.flags, held_one.crowded)
                 && ranges::are_as_wanted(held, held_one, wanted)
-                && past.eq(wanted.past.iter().map(|former| place(former, holding)))
+                && past.eq(wanted.past.iter().map(|former| place(former, *holding)))
                 && match held.claims.get(&held_one.number) {
-                    Some(held) => *held == claims,
+                    Some(held) => held == claims,
                     None => claims.is_empty(),
                 }
         };
         let same = held.frontends.get(&key).is_some_and(same);
-        (!same).then_some(Self { key, pool, ids, holding, set, claims })
+        (!same).then_some(want)
+    }
+
+    /// Of one table.
+    fn table(held: &Held, seed: &Seed, key: FrontendKey, owners: &Owners, slots: u16) -> Self {
+        let known = |(owner, weight)| Some((owner, weight, held.backends.get(owner)?.id.0));
+        let known: Vec<_> = owners.iter().filter_map(known).collect();
+        let pool = Pool::new(known.iter().map(|(owner, weight, _)| (*owner, *weight)), slots, seed);
+        let ids: Vec<u32> = known.iter().filter(|it| *it.1 > 0).map(|it| it.2).collect();
+        let set = match known.len() == owners.len() {
+            true => pool.digest,
+            false => Pool::new(owners.iter(), slots, seed).digest,
+        };
+        let holding = holding(pool.digest, &ids);
+        Self { key, pool, ids, holding, set, inside: None, claims: BTreeMap::new() }
     }
 }
 
