@@ -2,4 +2,5 @@
 //! the plan.
 
 pub mod control;
+pub mod health_port;
 pub mod status;

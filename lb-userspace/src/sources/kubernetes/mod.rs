@@ -10,6 +10,7 @@ pub mod api;
 pub mod controller;
 pub mod crd;
 pub mod crd_pool;
+pub mod health_ports;
 pub mod lease;
 pub mod members;
 pub mod merge;

@@ -102,6 +102,8 @@ pub struct Service {
     pub client_affinity: bool,
     /// As they stand in the object.
     pub source_ranges: Vec<String>,
+    /// healthCheckNodePort.
+    pub health_port: Option<u16>,
     /// Addresses in its status.
     pub ingress: Vec<core::LoadBalancerIngress>,
     /// What gives addresses sees of it, as if Services without a class were ours.
@@ -169,6 +171,7 @@ impl Keep for Service {
             local_only: spec.external_traffic_policy.as_deref() == Some("Local"),
             client_affinity: spec.session_affinity.as_deref() == Some("ClientIP"),
             source_ranges: spec.load_balancer_source_ranges.unwrap_or_default(),
+            health_port: port(spec.health_check_node_port),
             ingress: status.load_balancer.and_then(|it| it.ingress).unwrap_or_default(),
             object: seen,
         })

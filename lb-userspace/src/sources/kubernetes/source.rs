@@ -19,6 +19,7 @@ use tokio::{
 use super::{
     allocator,
     api::{self, Connection, Servers},
+    health_ports,
     merge::{Inputs, Merged, Merger},
     snapshot::Snapshot,
     watch::{self as follow, Expected, Troubles},
@@ -101,6 +102,7 @@ pub fn start(
         allocate.await;
         Ok(())
     });
+    health_ports::start(tasks, settings.default_class, node.clone(), snapshot_in.clone());
     let channels = api::Channels { connection, servers, doubts: doubts.clone() };
     let keeper = api::run(settings.clone(), node, state_dir, clock, channels);
     tasks.spawn(async move {
