@@ -5,11 +5,15 @@
 //! in time is left within seconds, and everything that was asked of it is asked anew elsewhere. A client is made
 //! anew with every choice, so certificates and tokens that were replaced are read again.
 //!
+//! Beside the servers that are configured there are those that the cluster itself names, in the EndpointSlices of
+//! `default/kubernetes`: tried last, and remembered on disk, as no server tells them when they are needed.
+//!
 //! Must never decide what an answer means for packets: without any server there is simply nothing new.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -17,7 +21,7 @@ use std::{
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use hyper::header::{HeaderValue, USER_AGENT};
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::{core::v1::Namespace, discovery::v1::EndpointSlice};
 use kube::{
     Api, Client, Config,
     api::ListParams,
@@ -52,6 +56,9 @@ const SEARCH: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Dura
 /// How often it is written how far the cluster is.
 const NOTE_INTERVAL: Duration = Duration::from_secs(60);
 
+/// Most servers that are remembered beside the configured ones; the last named first.
+const MAX_LEARNT: usize = 16;
+
 /// Name of the file in the state directory that says which cluster this is.
 pub const FILE: &str = "kubernetes.json";
 
@@ -60,6 +67,9 @@ const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// Its namespace names the cluster: it is as old as that.
 const SYSTEM: &str = "kube-system";
+
+/// Selects the slices in which API servers name themselves.
+const SERVERS: &str = "kubernetes.io/service-name=kubernetes";
 
 /// Why a server is not used.
 #[derive(Debug, thiserror::Error)]
@@ -140,6 +150,10 @@ struct Identity {
     cluster: Option<String>,
     /// Largest resource version.
     version: u64,
+    /// URLs of servers that the cluster named, those that it named last first. One that it names no more may be the
+    /// only one to come back.
+    #[serde(default)]
+    servers: Vec<String>,
 }
 
 /// What a server says of itself.
@@ -161,7 +175,8 @@ pub async fn run(
     let _ = rustls::crypto::ring::default_provider().install_default();
     let file = state_dir.join(FILE);
     let identity = read_identity(&file);
-    let mut keeper = Keeper { settings, node, file, identity, noted: None, channels, session: 0 };
+    let (noted, learnt) = (None, Instant::now());
+    let mut keeper = Keeper { settings, node, file, identity, noted, learnt, channels, session: 0 };
     let mut wait = *SEARCH.start();
     loop {
         match keeper.choose().await {
@@ -184,6 +199,8 @@ struct Keeper {
     identity: Identity,
     /// When the identity was written.
     noted: Option<Instant>,
+    /// When the cluster was last asked for its servers.
+    learnt: Instant,
     channels: Channels,
     session: u64,
 }
@@ -198,7 +215,11 @@ impl Keeper {
                 return None;
             }
         };
-        let ordered = order(servers, &self.node);
+        let mut ordered = order(servers, &self.node);
+        let learnt = order(self.identity.servers.clone(), &self.node);
+        ordered.extend(
+            learnt.into_iter().filter(|url| !same_server(&ordered, url)).collect::<Vec<_>>(),
+        );
         let mut asked: FuturesUnordered<_> = ordered
             .into_iter()
             .enumerate()
@@ -252,6 +273,7 @@ impl Keeper {
     /// Uses a server until it fails.
     async fn hold(&mut self, client: Client, server: String, answer: Answer, now_ms: u64) {
         let went_back = self.note(answer);
+        self.learn(&client, &server).await;
         self.session += 1;
         let session = self.session;
         tracing::info!(%server, session, went_back, "API server in use");
@@ -276,6 +298,9 @@ impl Keeper {
                     if self.note(answer) {
                         break "the cluster has gone back in time".to_owned();
                     }
+                    if self.learnt.elapsed() >= NOTE_INTERVAL {
+                        self.learn(&asked, &name).await;
+                    }
                 }
                 Err(error) => {
                     failures += 1;
@@ -293,14 +318,36 @@ impl Keeper {
     fn note(&mut self, answer: Answer) -> bool {
         let went_back = answer.version < self.identity.version;
         let news = self.identity.cluster.is_none() || went_back;
-        self.identity = Identity { cluster: Some(answer.cluster), version: answer.version };
+        (self.identity.cluster, self.identity.version) = (Some(answer.cluster), answer.version);
         if news || self.noted.is_none_or(|at| at.elapsed() >= NOTE_INTERVAL) {
-            self.noted = Some(Instant::now());
-            if let Err(error) = write_identity(&self.file, &self.identity) {
-                tracing::warn!(%error, file = %self.file.display(), "the cluster's name cannot be kept");
-            }
+            self.write();
         }
         went_back
+    }
+
+    fn write(&mut self) {
+        self.noted = Some(Instant::now());
+        if let Err(error) = write_identity(&self.file, &self.identity) {
+            tracing::warn!(%error, file = %self.file.display(), "the cluster's name cannot be kept");
+        }
+    }
+
+    /// Asks for the cluster's servers. No answer, or an empty one, changes nothing.
+    async fn learn(&mut self, client: &Client, server: &str) {
+        self.learnt = Instant::now();
+        // What others may read is for the cluster's own servers only.
+        if !server.starts_with("https:") {
+            return;
+        }
+        let slices = Api::<EndpointSlice>::namespaced(client.clone(), "default");
+        let of_servers = ListParams::default().labels(SERVERS);
+        let Ok(Ok(list)) = timeout(PROBE_TIMEOUT, slices.list(&of_servers)).await else { return };
+        let named: Vec<String> = list.items.iter().flat_map(urls).collect();
+        let servers = remember(named, &self.identity.servers);
+        if servers != self.identity.servers {
+            self.identity.servers = servers;
+            self.write();
+        }
     }
 
     fn tell(&self, problems: BTreeMap<String, String>) {
@@ -369,6 +416,35 @@ fn with_account(mut config: Config, account: &Path) -> Config {
     config
 }
 
+/// URLs of the API servers in a slice that names them.
+fn urls(slice: &EndpointSlice) -> impl Iterator<Item = String> + '_ {
+    let ports = slice.ports.iter().flatten();
+    let secure = ports.filter(|port| port.name.as_deref() == Some("https"));
+    let numbers = secure.filter_map(|port| u16::try_from(port.port?).ok());
+    numbers.flat_map(|port| {
+        let addresses = slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses);
+        let addresses = addresses.filter_map(|address| address.parse::<IpAddr>().ok());
+        addresses.map(move |address| format!("https://{}", SocketAddr::new(address, port)))
+    })
+}
+
+/// Those that are named now, then those that were before.
+fn remember(named: Vec<String>, before: &[String]) -> Vec<String> {
+    let mut servers: Vec<String> = Vec::new();
+    let sorted: BTreeSet<String> = named.into_iter().collect();
+    for server in sorted.into_iter().chain(before.iter().cloned()) {
+        if servers.len() < MAX_LEARNT && !servers.contains(&server) {
+            servers.push(server);
+        }
+    }
+    servers
+}
+
+/// Whether a URL is one of these, however it is written.
+fn same_server(servers: &[String], url: &str) -> bool {
+    servers.iter().any(|server| server.trim_end_matches('/') == url)
+}
+
 /// Another order for every node, so that the nodes spread.
 fn order(mut servers: Vec<String>, node: &str) -> Vec<String> {
     let rank = |server: &String| {
@@ -411,10 +487,31 @@ mod tests {
     fn the_identity_survives_and_a_damaged_file_is_none() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join(FILE);
-        let identity = Identity { cluster: Some("u".into()), version: 7 };
+        let servers = vec!["https://10.0.0.1:6443".into()];
+        let identity = Identity { cluster: Some("u".into()), version: 7, servers };
         write_identity(&file, &identity).unwrap();
         assert_eq!(read_identity(&file), identity);
         fs::write(&file, "{").unwrap();
         assert_eq!(read_identity(&file), Identity::default());
+        fs::write(&file, r#"{"cluster": "u", "version": 7}"#).unwrap();
+        assert_eq!(read_identity(&file).cluster, Some("u".into()), "of a version of old");
+    }
+
+    #[test]
+    fn servers_are_learnt_from_slices_and_kept_when_they_leave() {
+        let slice: EndpointSlice = serde_json::from_value(serde_json::json!({
+            "addressType": "IPv4",
+            "ports": [{"name": "https", "port": 6443}, {"name": "other", "port": 1}],
+            "endpoints": [{"addresses": ["10.0.0.2"]}, {"addresses": ["fd00::1"]}, {"addresses": ["x"]}],
+        }))
+        .unwrap();
+        let named: Vec<String> = urls(&slice).collect();
+        assert_eq!(named, ["https://10.0.0.2:6443", "https://[fd00::1]:6443"]);
+        let before = ["https://10.0.0.1:6443".to_owned(), named[0].clone()];
+        let known = remember(named.clone(), &before);
+        assert_eq!(known, [named[0].as_str(), named[1].as_str(), before[0].as_str()]);
+        assert_eq!(remember(Vec::new(), &known), known, "silence names nobody");
+        let many = (0..2 * MAX_LEARNT).map(|n| format!("https://10.0.1.{n}:6443"));
+        assert_eq!(remember(many.collect(), &known).len(), MAX_LEARNT);
     }
 }
