@@ -45,6 +45,8 @@ pub struct Fleet<'lab> {
     files: tempfile::TempDir,
     /// Further lines of the `Agent`'s spec.
     agent: String,
+    /// The configuration describes the nodes.
+    nodes: bool,
     agents: Mutex<BTreeMap<String, Process>>,
 }
 
@@ -76,6 +78,7 @@ impl<'lab> Fleet<'lab> {
             binaries: Mutex::default(),
             files,
             agent,
+            nodes: true,
             agents: Mutex::default(),
         };
         fleet.configure(frontends)?;
@@ -85,6 +88,11 @@ impl<'lab> Fleet<'lab> {
     /// Adds lines to the `Agent`'s spec; [`configure`](Fleet::configure) writes them.
     pub fn add_to_agent(&mut self, lines: &str) {
         self.agent.push_str(&indented(lines));
+    }
+
+    /// Leaves the `Node` objects to another source; [`configure`](Fleet::configure) writes what stays.
+    pub fn leave_nodes_out(&mut self) {
+        self.nodes = false;
     }
 
     /// The configuration that all agents read.
@@ -106,7 +114,7 @@ impl<'lab> Fleet<'lab> {
              seed: one seed for the whole fleet\n{}",
             self.agent
         );
-        for node in self.lab.nodes() {
+        for node in self.lab.nodes().iter().filter(|_| self.nodes) {
             // Writing to a String cannot fail.
             let _ = write!(
                 text,
