@@ -21,10 +21,12 @@ mod certificates;
 mod cluster;
 mod control_groups;
 mod image;
+mod manifests;
 mod node;
 mod server;
 
 pub use cluster::{BINARY, Cluster, ClusterBuilder};
 pub use image::{Image, POD};
+pub use manifests::{NAMESPACE, Rights};
 pub use node::{KubeNode, PACKAGES};
 pub use server::{READY, Server};

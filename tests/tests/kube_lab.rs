@@ -19,7 +19,7 @@ use kube::{
 use lb_tests::{
     bench::churn::Crowd,
     fleet::Fleet,
-    kube::{Cluster, Server},
+    kube::{Cluster, NAMESPACE, Rights, Server},
     lab::{Host, Lab, eventually},
     traffic::{
         Failure,
@@ -33,7 +33,6 @@ use serde_json::{Value, json};
 /// For what servers and agents do at once, on a machine that is busy.
 const SOON: Duration = Duration::from_secs(60);
 const ANSWER: Duration = Duration::from_secs(5);
-const NAMESPACE: &str = "weir-system";
 const WEB: u16 = 80;
 const TALK: u16 = 7;
 /// Endpoints of the Service.
@@ -46,39 +45,6 @@ const CONVERSATIONS: usize = 500;
 /// How long the API server hangs, unless `WEIR_KUBE_HANGS` says another number of seconds: longer than agents wait for
 /// it and than a Lease lasts.
 const HANGS: Duration = Duration::from_secs(20);
-
-/// What agents may: all of them read, and whoever has the Lease writes.
-const RIGHTS: &str = r#"
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata: {name: weir}
-rules:
-- {apiGroups: [""], resources: [services, nodes, namespaces], verbs: [get, list, watch]}
-- {apiGroups: [""], resources: [services], verbs: [patch]}
-- {apiGroups: [""], resources: [services/status], verbs: [patch]}
-- {apiGroups: [discovery.k8s.io], resources: [endpointslices], verbs: [get, list, watch]}
-- {apiGroups: [weir.dev], resources: [frontends, addresspools], verbs: [get, list, watch]}
-- {apiGroups: [weir.dev], resources: [addresspools/status], verbs: [patch]}
-- {apiGroups: [events.k8s.io], resources: [events], verbs: [create]}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: weir}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: weir}
-subjects: [{kind: ServiceAccount, name: weir, namespace: weir-system}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: Role
-metadata: {name: weir, namespace: weir-system}
-rules:
-- {apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, create, update]}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: RoleBinding
-metadata: {name: weir, namespace: weir-system}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: weir}
-subjects: [{kind: ServiceAccount, name: weir, namespace: weir-system}]
-"#;
 
 /// A master, three workers with pods, a client.
 fn lab(pods: usize) -> Lab {
@@ -132,9 +98,7 @@ impl<'lab> Site<'lab> {
     fn new(lab: &'lab Lab) -> Self {
         let cluster = Cluster::on(&[lab.node("master-1")]).start().unwrap();
         let server = cluster.server();
-        server.kubectl(&["create", "namespace", NAMESPACE]).unwrap();
-        let account = cluster.service_account(NAMESPACE, "weir").unwrap();
-        server.apply(RIGHTS).unwrap();
+        let account = cluster.install_account(Rights::All).unwrap();
         let kubeconfig = account.join("kubeconfig");
         let settings = format!(
             "kubernetes: {{servers: [\"{}\"], kubeconfig: {}}}\nholdDowns: {{backends: 500ms, vips: 1s}}",
@@ -142,7 +106,7 @@ impl<'lab> Site<'lab> {
             kubeconfig.display()
         );
         let fleet = Fleet::prepare_with(lab, &settings, "").unwrap();
-        define_our_kinds(&fleet, server, lab.node("master-1"));
+        define(server);
         lab.nodes().iter().for_each(|node| drop(fleet.start_agent(node).unwrap()));
         let workers = lab.nodes().iter().filter(|node| !node.pods().is_empty());
         // One of each node in turn.
@@ -227,12 +191,9 @@ impl<'lab> Site<'lab> {
     }
 }
 
-fn define_our_kinds(fleet: &Fleet<'_>, server: &Server<'_>, node: &Host) {
-    let output = fleet.weir(node, &["manifest", "crds"]).unwrap();
-    server.apply(std::str::from_utf8(&output.stdout).unwrap()).unwrap();
-    for kind in ["crd/frontends.weir.dev", "crd/addresspools.weir.dev"] {
-        server.kubectl(&["wait", "--for=condition=Established", kind, "--timeout=60s"]).unwrap();
-    }
+/// Our kinds, and a pool of addresses.
+fn define(server: &Server<'_>) {
+    server.install_definitions().unwrap();
     let ([v4, v6], [last_v4, last_v6]) = (Lab::vips(0), Lab::vips(5));
     let pool = format!(
         "apiVersion: weir.dev/v1alpha1\nkind: AddressPool\nmetadata: {{name: lab}}\nspec:\n  addresses:\n  - \

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use lb_tests::{
     fleet::Fleet,
-    kube::{Cluster, Server},
+    kube::{Cluster, Rights, Server},
     lab::{Host, Lab, eventually},
 };
 use serde_json::Value;
@@ -16,25 +16,6 @@ const SOON: Duration = Duration::from_secs(30);
 
 /// Longer than a list must wait for another one that confirms it.
 const CONFIRMED: Duration = Duration::from_secs(120);
-
-const NAMESPACE: &str = "weir-system";
-
-/// What an agent may.
-const RIGHTS: &str = r#"
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata: {name: weir}
-rules:
-- {apiGroups: [""], resources: [services, nodes, namespaces], verbs: [get, list, watch]}
-- {apiGroups: [discovery.k8s.io], resources: [endpointslices], verbs: [get, list, watch]}
-- {apiGroups: [weir.dev], resources: [frontends, addresspools], verbs: [get, list, watch]}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: weir}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: weir}
-subjects: [{kind: ServiceAccount, name: weir, namespace: weir-system}]
-"#;
 
 /// A Service of ours with three endpoints, of which one ends, and one of another class.
 const SERVICES: &str = r#"
@@ -71,12 +52,10 @@ struct Rig<'lab> {
 }
 
 impl<'lab> Rig<'lab> {
-    /// An agent with no more rights than it needs.
+    /// An agent with the rights that users grant, but for the Lease.
     fn new(lab: &'lab Lab) -> Self {
         let cluster = Cluster::on(&[lab.node("node-1")]).start().unwrap();
-        cluster.server().kubectl(&["create", "namespace", NAMESPACE]).unwrap();
-        let account = cluster.service_account(NAMESPACE, "weir").unwrap();
-        cluster.server().apply(RIGHTS).unwrap();
+        let account = cluster.install_account(Rights::NoLease).unwrap();
         Self::with(lab, cluster, &account.join("kubeconfig"))
     }
 
@@ -89,14 +68,6 @@ impl<'lab> Rig<'lab> {
 
     fn server(&self) -> &Server<'lab> {
         self.cluster.server()
-    }
-
-    fn define_our_kinds(&self) {
-        let output = self.fleet.weir(self.node, &["manifest", "crds"]).unwrap();
-        self.server().apply(std::str::from_utf8(&output.stdout).unwrap()).unwrap();
-        let established =
-            ["wait", "--for=condition=Established", "crd/frontends.weir.dev", "--timeout=30s"];
-        self.server().kubectl(&established).unwrap();
     }
 
     /// Gives the Service `web` an address, as whoever allocates does.
@@ -172,7 +143,7 @@ fn yaml_becomes_maps_and_deletion_empties_them() {
         rig.served()["service/default/web/http"].keys().eq(["10.1.1.1:8080", "10.1.1.3:8080"])
     });
 
-    rig.define_our_kinds();
+    rig.server().install_definitions().unwrap();
     let [_, other] = Lab::vips(1);
     let frontend = format!(
         "apiVersion: weir.dev/v1alpha1\nkind: Frontend\nmetadata: {{name: api}}\nspec: {{addresses: [\"{other}\"], \

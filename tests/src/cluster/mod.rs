@@ -27,14 +27,12 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 
 use crate::{
     fleet::Fleet,
-    kube::{self, Image, KubeNode, Server},
+    kube::{self, Image, KubeNode, Rights, Server},
     lab::{Lab, Node},
 };
 use load::{Load, Sample};
 use report::{Report, Step};
 
-/// Where weir's account is.
-const NAMESPACE: &str = "weir-system";
 /// Of the Service: one request a connection, and many.
 const FRESH: u16 = 80;
 const KEPT: u16 = 81;
@@ -104,8 +102,7 @@ impl<'lab> Stage<'lab> {
         let image = Image::pack()?;
         let nodes = lab.nodes().iter().map(|node| KubeNode::start(&cluster, node, &image));
         let nodes = nodes.collect::<Result<Vec<_>>>()?;
-        server.kubectl(&["create", "namespace", NAMESPACE])?;
-        let account = cluster.service_account(NAMESPACE, "weir")?;
+        let account = cluster.install_account(Rights::All)?;
         let settings = format!(
             "kubernetes: {{servers: [\"{}\"], kubeconfig: {}}}",
             server.url(),
@@ -128,11 +125,9 @@ impl<'lab> Stage<'lab> {
                 Ok(self.server().kubectl(&ask)? == "True")
             })?;
         }
-        self.out("weir: definitions, rights, addresses, an agent on each node");
-        let definitions = self.fleet.weir(&self.lab.nodes()[0], &["manifest", "crds"])?;
-        self.server().apply(std::str::from_utf8(&definitions.stdout)?)?;
-        self.server().kubectl(&["wait", "--for=condition=Established", "crd", "--all"])?;
-        self.server().apply(include_str!("weir.yaml"))?;
+        self.out("weir: definitions, addresses, an agent on each node");
+        self.server().install_definitions()?;
+        self.server().apply(include_str!("pool.yaml"))?;
         self.lab.nodes().iter().try_for_each(|node| self.fleet.start_agent(node).map(drop))
     }
 

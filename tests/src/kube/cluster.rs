@@ -222,6 +222,11 @@ impl<'lab> Cluster<'lab> {
         self.server().apply(&format!(
             "{{apiVersion: v1, kind: ServiceAccount, metadata: {{name: {name}, namespace: {namespace}}}}}"
         ))?;
+        self.credentials(namespace, name)
+    }
+
+    /// The files of an account that is there.
+    pub(super) fn credentials(&self, namespace: &str, name: &str) -> Result<PathBuf> {
         let token = self.server().kubectl(&[
             "create",
             "token",
