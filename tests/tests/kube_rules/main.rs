@@ -21,7 +21,10 @@ use kube::{
 };
 use lb_tests::{
     lab::{Lab, eventually},
-    traffic::http::{self, HttpServer},
+    traffic::{
+        Failure,
+        http::{self, HttpServer},
+    },
 };
 use serde_json::{Value, json};
 
@@ -68,7 +71,9 @@ fn every_rule_of_services_is_in_the_maps_and_deletion_empties_them() {
     assert!(problems.contains("has no IPv6 network"), "{problems}");
 
     health_ports_follow_the_endpoints(&rig);
-    sockets_on_nodes_reach_endpoints_elsewhere(&rig, vip(&rows, "local-elsewhere"));
+    endpoints_of_local_are_reached_from_everywhere(&rig, vip(&rows, "local-elsewhere"));
+    clients_are_refused_where_nobody_serves(&rig, vip(&rows, "nobody"));
+    a_service_that_turns_into_another_type_is_withdrawn(&rig);
     nodes_that_are_excluded_announce_nothing(&mut rig);
 
     rig.server().with_client(delete_all).unwrap();
@@ -92,12 +97,39 @@ fn health_ports_follow_the_endpoints(rig: &Rig<'_>) {
     }
 }
 
-fn sockets_on_nodes_reach_endpoints_elsewhere(rig: &Rig<'_>, vip: IpAddr) {
+/// By sockets on a node without any, and by a client outside: the node with the endpoint announces.
+fn endpoints_of_local_are_reached_from_everywhere(rig: &Rig<'_>, vip: IpAddr) {
     let (node, pod) = (rig.lab.node(NODES[0]), &rig.lab.node(NODES[1]).pods()[0]);
     let _server = HttpServer::start(pod, "elsewhere", PORT).unwrap();
+    let get = || http::get(SocketAddr::new(vip, 80), ANSWER);
     for client in [&**node, &node.pods()[0]] {
-        let reply = client.run_below(node, || http::get(SocketAddr::new(vip, 80), ANSWER));
+        let reply = client.run_below(node, get);
         assert_eq!(reply.server().unwrap(), "elsewhere", "{}", client.name());
+    }
+    eventually("a client outside is served", SOON, || {
+        rig.lab.client("client").run(get).server() == Ok("elsewhere")
+    });
+}
+
+fn clients_are_refused_where_nobody_serves(rig: &Rig<'_>, vip: IpAddr) {
+    eventually("a client is refused", SOON, || {
+        let get = || http::get(SocketAddr::new(vip, 80), ANSWER);
+        rig.lab.client("client").run(get).server() == Err(Failure::Refused)
+    });
+}
+
+fn a_service_that_turns_into_another_type_is_withdrawn(rig: &Rig<'_>) {
+    let plain = json!({"spec": {"type": "ClusterIP", "loadBalancerClass": Value::Null}});
+    let patched = rig.server().with_client(async |client| {
+        let services = Api::<Service>::namespaced(client, "default");
+        Ok(services.patch("ours", &PatchParams::default(), &Patch::Merge(&plain)).await?)
+    });
+    patched.unwrap();
+    for node in rig.lab.nodes() {
+        eventually("it is withdrawn", SOON, || {
+            let held = rig.held(node);
+            held.contains_key("nobody") && !held.contains_key("ours")
+        });
     }
 }
 

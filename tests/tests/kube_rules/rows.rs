@@ -139,7 +139,10 @@ pub fn rows() -> Vec<Row> {
         ),
         row(
             "affinity",
-            json!({"sessionAffinity": "ClientIP"}),
+            json!({
+                "sessionAffinity": "ClientIP",
+                "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 1}},
+            }),
             &[("", "A")],
             ["web: A client_affinity"; 2],
         ),
