@@ -159,7 +159,7 @@ pub struct State {
     drained: Arc<Drained>,
     /// With what it was applied; none before and after a failure.
     applied: Option<Surroundings>,
-    /// What the data plane could not hold, or why nothing could be applied.
+    /// What the data plane could not hold, sorted, or why nothing could be applied.
     pub(super) unapplied: Vec<Problem>,
     /// By device and program: where it sits, and the interface's index then.
     pub(super) attachments: BTreeMap<(String, &'static str), (u32, Attachment)>,
@@ -395,11 +395,12 @@ impl State {
         verdicts: &Verdicts,
     ) -> Result<BTreeMap<IpAddr, announce::Uplink>, ApplyError> {
         let now = Instant::now();
-        let holders = plan::holders(&Inputs { intent, verdicts, members, drained: &self.drained });
+        let inputs = Inputs { intent, verdicts, members, drained: &self.drained };
+        let holders = self.basis.as_ref().map(|basis| plan::holders(&inputs, &basis.askers));
         let announced = self.data_plane.announced().inspect_err(|error| {
             tracing::error!(%error, "maps cannot be read; nothing is announced or withdrawn");
         })?;
-        let basis = (self.plans, members.clone(), interfaces.clone(), holders);
+        let basis = (self.plans, members.clone(), interfaces.clone(), holders.unwrap_or_default());
         let due = self.election.next_deadline().is_some_and(|at| at <= now);
         let former = self.elected.as_ref().filter(|it| !due && it.follows(&basis, &announced));
         if let Some(elected) = former {
@@ -505,7 +506,9 @@ impl State {
         match tokio::task::block_in_place(apply) {
             Ok(problems) => {
                 tracing::debug!(elapsed = ?start.elapsed(), all = *scope == Scope::All, "applied");
-                for problem in problems.iter().filter(|problem| !self.unapplied.contains(problem)) {
+                for problem in
+                    problems.iter().filter(|it| self.unapplied.binary_search(it).is_err())
+                {
                     tracing::error!(object = problem.object, "{}", problem.message);
                 }
                 self.unapplied = problems;

@@ -21,7 +21,7 @@ use super::{
     node::{self, NodeDraft},
     read::{Place, Report, Value},
 };
-use crate::model::{Intent, Node, Pool, Protocol};
+use crate::model::{Frontends, Intent, Node, Pool, Protocol};
 
 #[derive(Clone, Copy, Eq, PartialEq)]
 enum Kind {
@@ -62,7 +62,7 @@ pub fn intent(
     if closed && !drafts.nodes.contains_key(own) {
         report.error(&agent.node, format!("no object `Node/{own}` describes this node"));
     }
-    let mut frontends = BTreeMap::new();
+    let mut frontends = Frontends::new();
     let nodes = drafts.nodes.iter().map(|(name, draft)| (name.clone(), draft.node.clone()));
     let nodes = nodes.collect();
     for (name, draft) in &drafts.frontends {
@@ -71,7 +71,7 @@ pub fn intent(
         if closed {
             check_homes(&object.pool, draft, &nodes, report);
         }
-        frontends.insert(name.clone(), Arc::new(object));
+        frontends.insert(name.as_str().into(), Arc::new(object));
     }
     let intent = Intent { agent: agent.settings.clone(), nodes: Arc::new(nodes), frontends };
 
@@ -107,7 +107,7 @@ pub fn frontend(
     let mut object = draft.object.clone();
     place_members(&mut object.pool, &draft, owners, report);
     check_homes(&object.pool, &draft, &intent.nodes, report);
-    intent.frontends.insert(name.to_owned(), Arc::new(object));
+    intent.frontends.insert(name.into(), Arc::new(object));
     let drafts = Drafts { frontends: [(name.to_owned(), draft)].into(), ..Drafts::default() };
     check_addresses(intent, &drafts, owners, report);
     check_ports(&drafts, report);
@@ -292,7 +292,7 @@ fn check_addresses(
         }
     }
     for (name, draft) in &drafts.frontends {
-        let Pool::Members(members) = &intent.frontends[name].pool else { continue };
+        let Pool::Members(members) = &intent.frontends[name.as_str()].pool else { continue };
         for (member, place) in members.iter().zip(&draft.members) {
             if let Some(vip) = vips.get(&member.address) {
                 report.error(
@@ -355,7 +355,7 @@ fn check_probe(draft: &FrontendDraft, report: &Report) {
 fn check_backends(intent: &Intent, drafts: &Drafts, report: &Report) {
     let mut homes: BTreeMap<SocketAddr, (&str, &str)> = BTreeMap::new();
     for (name, draft) in &drafts.frontends {
-        let Pool::Members(members) = &intent.frontends[name].pool else { continue };
+        let Pool::Members(members) = &intent.frontends[name.as_str()].pool else { continue };
         let mut twice = BTreeSet::new();
         for port in &draft.object.ports {
             let mut seen = BTreeSet::new();
@@ -384,7 +384,7 @@ fn check_backends(intent: &Intent, drafts: &Drafts, report: &Report) {
 fn check_families(intent: &Intent, drafts: &Drafts, report: &Report) {
     let family = |address: &IpAddr| if address.is_ipv4() { "IPv4" } else { "IPv6" };
     for (name, draft) in &drafts.frontends {
-        let object = &intent.frontends[name];
+        let object = &intent.frontends[name.as_str()];
         let Some(port) = object.ports.first() else { continue };
         for (address, place) in object.addresses.iter().zip(&draft.addresses) {
             if intent.members(object, *address, port).is_empty() {
@@ -409,7 +409,7 @@ fn check_families(intent: &Intent, drafts: &Drafts, report: &Report) {
 /// Somebody may announce it.
 fn check_announcers(intent: &Intent, drafts: &Drafts, report: &Report) {
     for (name, draft) in &drafts.frontends {
-        let selector = &intent.frontends[name].announce.nodes;
+        let selector = &intent.frontends[name.as_str()].announce.nodes;
         if !intent.nodes.values().any(|node| selector.matches(&node.labels)) {
             let message = "no node has the labels of `nodeSelector`: nobody would announce it";
             report.error(&draft.announce, message);

@@ -23,7 +23,7 @@ use std::{
 
 use saphyr::{LoadableYamlNode, MarkedYamlOwned, ScanError};
 
-use crate::model::{AgentSettings, FrontendObject, Intent, Node, Problem};
+use crate::model::{AgentSettings, FrontendObject, Frontends, Intent, Node, Problem};
 use read::{Place, Report, Value};
 
 pub use frontend::default_check;
@@ -191,7 +191,7 @@ pub fn frontends<'a>(
     nodes: &Arc<BTreeMap<String, Node>>,
 ) -> (BTreeMap<String, FrontendObject>, Vec<Problem>) {
     let mut intent =
-        Intent { agent: agent.clone(), nodes: nodes.clone(), frontends: BTreeMap::new() };
+        Intent { agent: agent.clone(), nodes: nodes.clone(), frontends: Frontends::new() };
     let owners = nodes
         .values()
         .flat_map(|node| node.addresses.iter().map(|address| (*address, node.name.as_str())));
@@ -204,7 +204,7 @@ pub fn frontends<'a>(
         let document = read_documents(&text, &report).and_then(|it| it.into_iter().next());
         let is_good =
             document.is_some_and(|it| check::frontend(name, &it, &mut intent, &owners, &report));
-        if let Some(object) = intent.frontends.remove(name).filter(|_| is_good) {
+        if let Some(object) = intent.frontends.remove(name.as_str()).filter(|_| is_good) {
             good.insert(name.clone(), Arc::unwrap_or_clone(object));
         }
         let object = format!("Frontend/{name}");

@@ -7,17 +7,26 @@
 use std::{
     io,
     marker::PhantomData,
-    os::fd::{AsRawFd, BorrowedFd},
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
     ptr::NonNull,
     slice,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytemuck::Pod;
 
 const WORD: usize = size_of::<u64>();
 
+/// Values of a window. So many of whatever size end on a page, however large pages are.
+const WINDOW: usize = 1 << 16;
+
 /// An array of `T`, whose size is a multiple of eight bytes.
+///
+/// A map is mapped window by window, as it is touched, until [`Mapped::release`]: a process is no larger than
+/// what it works on.
 pub struct Mapped<T> {
     memory: Memory,
     entries: u32,
@@ -25,39 +34,52 @@ pub struct Mapped<T> {
 }
 
 enum Memory {
-    /// Start and words of a mapping that lives as long as this.
-    Kernel {
-        start: NonNull<AtomicU64>,
-        words: usize,
-    },
+    Kernel { map: OwnedFd, access: Access, windows: Box<[OnceLock<Window>]> },
     Plain(Box<[AtomicU64]>),
+}
+
+/// A mapping that lives as long as this.
+struct Window {
+    start: NonNull<AtomicU64>,
+    words: usize,
 }
 
 // SAFETY: the pointer is to shared memory that lives until drop, and is only read and written
 // through atomics.
-unsafe impl Send for Memory {}
+unsafe impl Send for Window {}
 // SAFETY: as above.
-unsafe impl Sync for Memory {}
+unsafe impl Sync for Window {}
 
-impl Memory {
-    fn words(&self) -> &[AtomicU64] {
-        match self {
-            Self::Plain(words) => words,
-            Self::Kernel { start, words } => {
-                // SAFETY: the mapping is page aligned, `words` words long and lives until drop; a
-                // page of a BPF map always holds some value, and any bits are an AtomicU64.
-                unsafe { slice::from_raw_parts(start.as_ptr(), *words) }
-            }
+impl Window {
+    /// `words` words of a map from byte `offset` on, which a page begins with.
+    fn open(map: &OwnedFd, access: Access, offset: usize, words: usize) -> io::Result<Self> {
+        let protection = match access {
+            Access::Read => libc::PROT_READ,
+            Access::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
+        };
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
+        let start = unsafe {
+            let (null, fd) = (std::ptr::null_mut(), map.as_raw_fd());
+            libc::mmap(null, words * WORD, protection, libc::MAP_SHARED, fd, offset as libc::off_t)
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
         }
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok(Self { start, words })
+    }
+
+    fn words(&self) -> &[AtomicU64] {
+        // SAFETY: the mapping is page aligned, `words` words long and lives until drop; a page of a BPF map
+        // always holds some value, and any bits are an AtomicU64.
+        unsafe { slice::from_raw_parts(self.start.as_ptr(), self.words) }
     }
 }
 
-impl Drop for Memory {
+impl Drop for Window {
     fn drop(&mut self) {
-        if let Self::Kernel { start, words } = self {
-            // SAFETY: exactly what mmap returned, and no reference outlives self.
-            unsafe { libc::munmap(start.as_ptr().cast(), *words * WORD) };
-        }
+        // SAFETY: exactly what mmap returned, and no reference outlives self.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.words * WORD) };
     }
 }
 
@@ -74,24 +96,18 @@ impl<T: Pod> Mapped<T> {
         size_of::<T>() / WORD
     };
 
-    /// Maps an array map of `entries` values. Writing to one opened for reading is a fault, so only
-    /// the agent, which opens for both, calls the methods that write.
+    /// An array map of `entries` values. Writing to one opened for reading is a fault, so only the agent, which
+    /// opens for both, calls the methods that write.
+    ///
+    /// # Errors
+    /// It is none that can be mapped: the first window is, at once.
     pub fn open(map: BorrowedFd<'_>, entries: u32, access: Access) -> io::Result<Self> {
-        let words = entries as usize * Self::WORDS;
-        let protection = match access {
-            Access::Read => libc::PROT_READ,
-            Access::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
-        };
-        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
-        let start = unsafe {
-            let (null, fd) = (std::ptr::null_mut(), map.as_raw_fd());
-            libc::mmap(null, words * WORD, protection, libc::MAP_SHARED, fd, 0)
-        };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
-        Ok(Self { memory: Memory::Kernel { start, words }, entries, _value: PhantomData })
+        let windows = (entries as usize).div_ceil(WINDOW);
+        let windows = (0..windows).map(|_| OnceLock::new()).collect();
+        let memory = Memory::Kernel { map: map.try_clone_to_owned()?, access, windows };
+        let mapped = Self { memory, entries, _value: PhantomData };
+        mapped.window(0)?;
+        Ok(mapped)
     }
 
     /// The same over plain memory, zeroed.
@@ -100,17 +116,47 @@ impl<T: Pod> Mapped<T> {
         Self { memory: Memory::Plain(words), entries, _value: PhantomData }
     }
 
+    /// Gives back the memory that mappings take; what is touched next is mapped again.
+    pub fn release(&mut self) {
+        if let Memory::Kernel { windows, .. } = &mut self.memory {
+            windows.iter_mut().for_each(|window| drop(window.take()));
+        }
+    }
+
+    /// The words of a window; none beyond the end.
+    fn window(&self, number: usize) -> io::Result<&[AtomicU64]> {
+        let (map, access, windows) = match &self.memory {
+            Memory::Plain(words) => {
+                let start = words.len().min(number * WINDOW * Self::WORDS);
+                return Ok(&words[start..]);
+            }
+            Memory::Kernel { map, access, windows } => (map, *access, windows),
+        };
+        let Some(window) = windows.get(number) else { return Ok(&[]) };
+        if let Some(window) = window.get() {
+            return Ok(window.words());
+        }
+        let first = number * WINDOW;
+        let words = WINDOW.min(self.entries as usize - first) * Self::WORDS;
+        let opened = Window::open(map, access, first * Self::WORDS * WORD, words)?;
+        // Of two that come at once one is enough.
+        Ok(window.get_or_init(|| opened).words())
+    }
+
     /// Number of values.
     pub fn entries(&self) -> u32 {
         self.entries
     }
 
     fn value(&self, index: u32) -> Option<&[AtomicU64]> {
-        let start = index as usize * Self::WORDS;
-        self.memory.words().get(start..start + Self::WORDS)
+        let (number, at) = (index as usize / WINDOW, index as usize % WINDOW);
+        let window = self.window(number).inspect_err(|error| {
+            tracing::error!(%error, "a part of a map cannot be mapped");
+        });
+        window.ok()?.get(at * Self::WORDS..(at + 1) * Self::WORDS)
     }
 
-    /// The value at an index, word by word; none beyond the end.
+    /// The value at an index, word by word; none beyond the end, or where no memory is left to map it.
     pub fn get(&self, index: u32) -> Option<T> {
         let mut value = T::zeroed();
         let bytes = bytemuck::bytes_of_mut(&mut value).chunks_exact_mut(WORD);

@@ -109,6 +109,7 @@ impl Scanner {
             })?;
         }
         let (mut scan, failed) = tally.finish();
+        self.maps.owners.release();
         if let Some(error) = failed {
             return Err(error.into());
         }

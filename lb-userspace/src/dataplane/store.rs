@@ -96,6 +96,8 @@ pub trait Store {
     fn slots(&self, first: u32, slots: u32) -> Vec<u32>;
     /// VIPs that others took while no agent lived here, as the data plane noted them by now.
     fn yields(&self) -> Result<Vec<Addr>, ReadError>;
+    /// Gives back what only writing needs: nothing will be written for a while.
+    fn rest(&mut self) {}
 }
 
 /// Where the id stands in a [`Backend`], in words of 64 bits; its node is in the same word.
@@ -202,6 +204,11 @@ impl Store for Maps {
 
     fn yields(&self) -> Result<Vec<Addr>, ReadError> {
         self.yields.iter().map(|entry| Ok(entry?.0)).collect()
+    }
+
+    fn rest(&mut self) {
+        // By far the largest map.
+        self.owners.release();
     }
 }
 

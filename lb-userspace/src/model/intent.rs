@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use imbl::OrdMap;
 use lb_common::abi::capacity;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -24,10 +25,14 @@ pub struct Intent {
     /// By name. Holds this node too.
     #[serde(with = "shared")]
     pub nodes: Arc<BTreeMap<String, Node>>,
-    /// By name. What two intents share did not change between them.
+    /// By name.
     #[serde(with = "shared_each")]
-    pub frontends: BTreeMap<String, Arc<FrontendObject>>,
+    pub frontends: Frontends,
 }
+
+/// Objects by name. Two states of them share what did not change, so that a copy costs nothing and what
+/// differs is found without looking at all.
+pub type Frontends = OrdMap<Arc<str>, Arc<FrontendObject>>;
 
 /// Written as if nobody shared it.
 mod shared {
@@ -48,17 +53,13 @@ mod shared {
 mod shared_each {
     use super::*;
 
-    type Map<T> = BTreeMap<String, Arc<T>>;
-
-    pub fn serialize<T: Serialize, S: Serializer>(map: &Map<T>, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_map(map.iter().map(|(name, it)| (name, it.as_ref())))
+    pub fn serialize<S: Serializer>(map: &Frontends, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_map(map.iter().map(|(name, it)| (&**name, &**it)))
     }
 
-    pub fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<Map<T>, D::Error> {
-        let map = BTreeMap::<String, T>::deserialize(from)?;
-        Ok(map.into_iter().map(|(name, it)| (name, Arc::new(it))).collect())
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Frontends, D::Error> {
+        let map = BTreeMap::<String, FrontendObject>::deserialize(from)?;
+        Ok(map.into_iter().map(|(name, it)| (Arc::from(name), Arc::new(it))).collect())
     }
 }
 

@@ -10,8 +10,8 @@ pub use drains::{Drainable, Drained, Drains, Stage, Wish};
 pub use health::{Cause, Health, Target, Targets, UnixTime, Verdicts};
 pub use intent::{
     AgentSettings, AnnouncePolicy, ArrivalTimes, Check, CheckKind, Cidr, ConnectSettings, Delivery,
-    FrontendObject, FrontendPort, GossipSettings, HoldDowns, HttpCheck, Intent, KubernetesSettings,
-    Limits, Member, NewFlows, Node, Pool, PoolMember, Protocol, Selector,
+    FrontendObject, FrontendPort, Frontends, GossipSettings, HoldDowns, HttpCheck, Intent,
+    KubernetesSettings, Limits, Member, NewFlows, Node, Pool, PoolMember, Protocol, Selector,
 };
 pub use members::{Card, CardInterface, Life, MemberState, Members};
 

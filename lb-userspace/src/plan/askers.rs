@@ -19,6 +19,8 @@ pub struct Askers {
     pub(super) by_target: BTreeMap<Arc<Target>, Vec<Arc<str>>>,
     /// Names of the objects with a backend on a node; once there, they stay.
     pub(super) by_node: BTreeMap<String, BTreeSet<Arc<str>>>,
+    /// Names of the objects that each node serves with its own backends only.
+    pub(super) local: BTreeSet<Arc<str>>,
     /// Names of the objects with a backend in their pools.
     pub(super) by_endpoint: BTreeMap<SocketAddr, Vec<Arc<str>>>,
 }
@@ -44,6 +46,9 @@ impl Askers {
         let mut names: BTreeMap<&str, Arc<str>> = BTreeMap::new();
         for object in objects {
             let name: Arc<str> = object.name.as_str().into();
+            if object.local_only {
+                self.local.insert(name.clone());
+            }
             for (address, port) in frontends_of(object) {
                 for member in intent.members(object, address, port) {
                     note(self.by_endpoint.entry(member.endpoint).or_default(), &name);

@@ -193,9 +193,11 @@ pub fn follow<'a>(
 
 /// For each VIP of local-only frontends the nodes with a backend of theirs that may own slots: only they
 /// may announce it.
-pub fn holders(inputs: &Inputs<'_>) -> BTreeMap<IpAddr, BTreeSet<String>> {
+///
+/// `askers` are those of the intent.
+pub fn holders(inputs: &Inputs<'_>, askers: &Askers) -> BTreeMap<IpAddr, BTreeSet<String>> {
     let mut holders: BTreeMap<IpAddr, BTreeSet<String>> = BTreeMap::new();
-    for object in inputs.intent.frontends.values().filter(|object| object.local_only) {
+    for object in askers.local.iter().filter_map(|name| inputs.intent.frontends.get(&**name)) {
         for (address, port) in frontends_of(object) {
             let members = inputs.intent.members(object, address, port).into_iter();
             let serving = members.filter(|member| serves(inputs, object, port, member));
@@ -266,7 +268,7 @@ pub(super) fn add_object(plan: &mut Desired, inputs: &Inputs<'_>, object: &Front
         let key = FrontendKey { address, port: port.port, protocol: port.protocol };
         let shown = format!("{address} port {}/{}", port.port, port.protocol);
         if let Some(other) = plan.frontends.get(&key) {
-            let other = inputs.intent.frontends.get(&other.object).map(|it| it.origin());
+            let other = inputs.intent.frontends.get(other.object.as_str()).map(|it| it.origin());
             problem(format!("{} has {shown} already", other.unwrap_or_default()));
             continue;
         }

@@ -7,9 +7,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    ops::Bound,
     sync::Arc,
 };
 
+use imbl::ordmap::DiffItem;
 use lb_common::service::flags::YOUNG;
 
 use super::{
@@ -47,7 +49,7 @@ pub fn edit(
     let mut names = edited(former, inputs.intent)?;
     close(&mut names, [former, inputs.intent], askers)?;
     let objects = |intent: &'_ Intent| -> Option<Vec<Arc<FrontendObject>>> {
-        names.iter().map(|name| intent.frontends.get(name).cloned()).collect()
+        names.iter().map(|name| intent.frontends.get(&**name).cloned()).collect()
     };
     let (before, now) = (objects(former)?, objects(inputs.intent)?);
     // One that was refused may be so for what others have.
@@ -83,41 +85,34 @@ pub fn edit(
 }
 
 /// Names of the objects whose pools differ; `None`: more than pools differs.
-fn edited(former: &Intent, intent: &Intent) -> Option<BTreeSet<String>> {
-    let same = former.agent == intent.agent
-        && former.nodes == intent.nodes
-        && former.frontends.len() == intent.frontends.len();
-    let mut names = BTreeSet::new();
-    for ((name, before), (other, now)) in former.frontends.iter().zip(&intent.frontends) {
-        if !same || name != other {
-            return None;
-        }
-        if !Arc::ptr_eq(before, now) {
-            let same = FrontendObject { pool: before.pool.clone(), ..FrontendObject::clone(now) };
-            let listed = |pool: &Pool| matches!(pool, Pool::Members(_));
-            if same != **before || !listed(&before.pool) || !listed(&now.pool) {
-                return None;
-            }
-            names.insert(name.clone());
-        }
+fn edited(former: &Intent, intent: &Intent) -> Option<BTreeSet<Arc<str>>> {
+    if former.agent != intent.agent || former.nodes != intent.nodes {
+        return None;
     }
-    same.then_some(names)
+    let name = |item: DiffItem<'_, '_, Arc<str>, Arc<FrontendObject>>| {
+        let DiffItem::Update { old: (name, before), new: (_, now) } = item else { return None };
+        let same = FrontendObject { pool: before.pool.clone(), ..FrontendObject::clone(now) };
+        let listed = |pool: &Pool| matches!(pool, Pool::Members(_));
+        let by_pool = same == **before && listed(&before.pool) && listed(&now.pool);
+        by_pool.then(|| name.clone())
+    };
+    former.frontends.diff(&intent.frontends).map(name).collect()
 }
 
 /// Adds those that share backends with these or are told of under one name, before or now, and with those.
 /// `None`: they are too many.
-fn close(names: &mut BTreeSet<String>, intents: [&Intent; 2], askers: &Askers) -> Option<()> {
-    let mut open: Vec<String> = names.iter().cloned().collect();
+fn close(names: &mut BTreeSet<Arc<str>>, intents: [&Intent; 2], askers: &Askers) -> Option<()> {
+    let mut open: Vec<Arc<str>> = names.iter().cloned().collect();
     while let Some(name) = open.pop() {
         if names.len() > FEW.max(intents[1].frontends.len() / WORTH_IT) {
             return None;
         }
-        let mut others: Vec<String> = siblings(intents[1], &name);
+        let mut others = siblings(intents[1], &name);
         for intent in intents {
-            let object = intent.frontends.get(&name).cloned();
+            let object = intent.frontends.get(&*name).cloned();
             let shared = endpoints(intent, object.as_slice());
             let shared = shared.iter().filter_map(|endpoint| askers.by_endpoint.get(endpoint));
-            others.extend(shared.flatten().map(|name| name.to_string()));
+            others.extend(shared.flatten().cloned());
         }
         for other in others {
             if names.insert(other.clone()) {
@@ -129,18 +124,17 @@ fn close(names: &mut BTreeSet<String>, intents: [&Intent; 2], askers: &Askers) -
 }
 
 /// Objects of the same origin.
-fn siblings(intent: &Intent, name: &str) -> Vec<String> {
+fn siblings(intent: &Intent, name: &str) -> Vec<Arc<str>> {
     if let Some((service, _)) = name.rsplit_once('/').filter(|_| name.starts_with(OF_SERVICE)) {
         let first = format!("{service}/");
-        let after = intent.frontends.range(first.clone()..);
-        return after
-            .map(|(name, _)| name.clone())
-            .take_while(|it| it.starts_with(&first))
-            .collect();
+        let after = intent.frontends.range::<_, str>((Bound::Included(&*first), Bound::Unbounded));
+        let names = after.map(|(name, _)| name.clone());
+        return names.take_while(|it| it.starts_with(&first)).collect();
     }
     let name = name.strip_prefix(OF_FRONTEND).unwrap_or(name);
     let both = [name.to_owned(), format!("{OF_FRONTEND}{name}")];
-    both.into_iter().filter(|name| intent.frontends.contains_key(name)).collect()
+    let known = both.iter().filter_map(|it| intent.frontends.get_key_value(it.as_str()));
+    known.map(|(name, _)| name.clone()).collect()
 }
 
 fn keys(object: &FrontendObject) -> impl Iterator<Item = FrontendKey> {

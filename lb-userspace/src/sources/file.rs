@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     config::{self, Beside, ConfigErrors, Overrides},
-    model::{AgentSettings, Intent, Protocol},
+    model::{AgentSettings, FrontendObject, Intent, Protocol},
 };
 
 /// How often the file is looked at. A change counts once it was seen twice: a file that is being
@@ -354,7 +354,8 @@ fn keep_slots(old: &Intent, new: &mut Intent) -> Result<(), Vec<String>> {
     }
     let mut problems = Vec::new();
     let default = new.agent.default_slots;
-    for object in new.frontends.values_mut() {
+    let mut settled = Vec::new();
+    for (name, object) in &new.frontends {
         let mut kept: Vec<u32> = keys(object).filter_map(|key| known.get(&key).copied()).collect();
         kept.sort_unstable();
         kept.dedup();
@@ -365,16 +366,18 @@ fn keep_slots(old: &Intent, new: &mut Intent) -> Result<(), Vec<String>> {
                  a frontend's life: put it back, or remove the frontend and make it anew",
                 object.name
             )),
-            None if !kept.is_empty() => Arc::make_mut(object).slots = Some(wanted),
-            None => {}
+            None if kept.is_empty() || object.slots == Some(wanted) => {}
+            None => {
+                let object = FrontendObject { slots: Some(wanted), ..(**object).clone() };
+                settled.push((name.clone(), Arc::new(object)));
+            }
         }
     }
+    new.frontends.extend(settled);
     if problems.is_empty() { Ok(()) } else { Err(problems) }
 }
 
-fn keys(
-    object: &crate::model::FrontendObject,
-) -> impl Iterator<Item = (std::net::IpAddr, u16, Protocol)> {
+fn keys(object: &FrontendObject) -> impl Iterator<Item = (std::net::IpAddr, u16, Protocol)> {
     object
         .addresses
         .iter()

@@ -202,6 +202,7 @@ impl<S: Store> DataPlane<S> {
         let freed = std::mem::take(&mut work.freed);
         let mut problems = std::mem::take(&mut work.problems);
         self.grace.retire(freed);
+        self.store.rest();
         result?;
         self.held = Some(held);
         problems.extend(self.problems.values().cloned());

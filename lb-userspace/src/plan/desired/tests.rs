@@ -82,10 +82,11 @@ fn source_ranges_are_those_of_the_addresss_family_and_a_family_without_any_is_cl
         (&["0.0.0.0/0"], &["0.0.0.0/0"], &[]),
         (&["::/0"], &[], &["::/0"]),
     ] {
-        let object = intent.frontends.values_mut().find(|it| it.addresses.len() == 2).unwrap();
-        Arc::make_mut(object).source_ranges =
-            list.iter().map(|text| text.parse().unwrap()).collect();
+        let object = intent.frontends.values().find(|it| it.addresses.len() == 2).unwrap();
+        let mut object = FrontendObject::clone(object);
+        object.source_ranges = list.iter().map(|text| text.parse().unwrap()).collect();
         let addresses = object.addresses.clone();
+        intent.frontends.insert(object.name.as_str().into(), Arc::new(object));
         let plan = plan(&intent, &Verdicts::new(), &all());
         assert_eq!(plan.problems, []);
         for (key, frontend) in &plan.frontends {
@@ -238,7 +239,7 @@ fn a_local_only_pool_has_this_nodes_backends_only_and_says_so() {
         drained: &NONE_DRAINED,
     };
     let both = names(&["worker-1", "worker-2"]);
-    assert_eq!(holders(&inputs), [(http().address, both)].into());
+    assert_eq!(holders(&inputs, &askers(&intent)), [(http().address, both)].into());
 }
 
 #[test]
@@ -364,14 +365,15 @@ proptest! {
     fn order_of_addresses_ports_and_members_does_not_matter(turns in 0usize..4) {
         let good = intent();
         let mut turned = good.clone();
-        for object in turned.frontends.values_mut() {
-            let object = Arc::make_mut(object);
+        for (name, object) in &good.frontends {
+            let mut object = FrontendObject::clone(object);
             let (addresses, ports) = (object.addresses.len(), object.ports.len());
             object.addresses.rotate_left(turns % addresses);
             object.ports.rotate_left(turns % ports);
             if let Pool::Members(members) = &mut object.pool {
                 members.reverse();
             }
+            turned.frontends.insert(name.clone(), Arc::new(object));
         }
         prop_assert_eq!(
             plan(&good, &Verdicts::new(), &all()), plan(&turned, &Verdicts::new(), &all())

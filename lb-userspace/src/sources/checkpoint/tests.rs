@@ -17,7 +17,7 @@ fn intent() -> Intent {
 /// The same with another set of frontends.
 fn other() -> Intent {
     let mut intent = intent();
-    intent.frontends.pop_first();
+    intent.frontends = intent.frontends.skip(1);
     intent
 }
 

@@ -86,7 +86,11 @@ async fn forward(
         ways.send_replace(connection.borrow_and_update().as_ref().map(|it| it.client.clone()));
         let now = snapshot.borrow_and_update().clone();
         seen.send_if_modified(|former| {
-            let changed = former.as_ref().map(parts) != now.as_ref().map(parts);
+            let changed = match (&former, &now) {
+                (Some(former), Some(now)) => !same_matter(former, now),
+                (None, None) => false,
+                _ => true,
+            };
             if changed {
                 *former = now;
             }
@@ -103,10 +107,11 @@ async fn forward(
     }
 }
 
-/// What addresses depend on, as it lies in memory.
-fn parts(snapshot: &Snapshot) -> [*const (); 3] {
-    let Snapshot { services, pools, namespaces, .. } = snapshot;
-    [Arc::as_ptr(services).cast(), Arc::as_ptr(pools).cast(), Arc::as_ptr(namespaces).cast()]
+/// Whether nothing that addresses depend on was touched.
+fn same_matter(former: &Snapshot, now: &Snapshot) -> bool {
+    former.services.ptr_eq(&now.services)
+        && former.pools.ptr_eq(&now.pools)
+        && former.namespaces.ptr_eq(&now.namespaces)
 }
 
 /// How many of those that live stand before this node, in an order that all know.

@@ -2,7 +2,7 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    model::{Life, MemberState, Node},
+    model::{FrontendObject, Frontends, Life, MemberState, Node},
     sources::kubernetes::snapshot::{Keep as _, Name, Namespace, Service},
 };
 
@@ -20,8 +20,8 @@ fn snapshot() -> Snapshot {
     let labels = BTreeMap::from([("tier".to_owned(), "web".to_owned())]);
     let namespace = Arc::new(Namespace { uid: "1".into(), labels });
     Snapshot {
-        services: Arc::new(by_name.into()),
-        namespaces: Arc::new([(Arc::new(Name::new("", "d")), namespace)].into()),
+        services: by_name.into_iter().collect(),
+        namespaces: [(Arc::new(Name::new("", "d")), namespace)].into_iter().collect(),
         ..Snapshot::default()
     }
 }
@@ -33,7 +33,7 @@ fn intent() -> Intent {
         labels: BTreeMap::new(),
     };
     let agent = super::super::tests::agent();
-    Intent { agent, nodes: Arc::new([("n1".to_owned(), node)].into()), frontends: BTreeMap::new() }
+    Intent { agent, nodes: Arc::new([("n1".to_owned(), node)].into()), frontends: Frontends::new() }
 }
 
 #[test]
@@ -62,7 +62,8 @@ fn addresses_of_nodes_and_frontends_are_reserved_and_those_of_services_are_not()
         addresses: vec!["10.8.8.8".parse().unwrap()],
         ..api.clone()
     };
-    intent.frontends = [api, of_service].map(|it| (it.name.clone(), Arc::new(it))).into();
+    let named = |it: FrontendObject| (Arc::from(it.name.as_str()), Arc::new(it));
+    intent.frontends = [api, of_service].into_iter().map(named).collect();
     let reserved = reserved(&intent);
     let told: Vec<_> = reserved.iter().map(|(at, by)| format!("{at} {by}")).collect();
     assert_eq!(told, ["10.0.0.1 Node/n1", "10.9.9.9 Frontend/api"]);

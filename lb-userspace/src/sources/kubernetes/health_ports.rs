@@ -76,6 +76,8 @@ pub fn healths(snapshot: &Snapshot, default_class: bool, own: &str) -> Healths {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::{
         super::snapshot::{CLASS, Endpoint, Slice},
         *,
@@ -107,15 +109,17 @@ mod tests {
             endpoint(4, "n2", true, false),
             endpoint(5, "n1", true, false),
         ];
-        let slice = |endpoints| Slice { service: name.clone(), ports: Vec::new(), endpoints };
+        let slice = |endpoints: Vec<Endpoint>| {
+            let (service, endpoints) = (name.clone(), endpoints.into());
+            Slice { service, ports: Vec::new(), endpoints }
+        };
         let slices = [slice(here), slice(vec![endpoint(1, "n1", true, false)])];
         let slices = slices.into_iter().enumerate();
         Snapshot {
-            services: BTreeMap::from([(name.clone().into(), service.into())]).into(),
+            services: [(Arc::new(name.clone()), Arc::new(service))].into_iter().collect(),
             slices: slices
-                .map(|(n, it)| (Name::new("d", n.to_string()).into(), it.into()))
-                .collect::<BTreeMap<_, _>>()
-                .into(),
+                .map(|(n, it)| (Arc::new(Name::new("d", n.to_string())), Arc::new(it)))
+                .collect(),
             ..Snapshot::default()
         }
     }

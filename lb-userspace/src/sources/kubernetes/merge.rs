@@ -3,8 +3,8 @@
 //! The file wins, whole object by whole object: a node that both describe is the file's, and an address and port
 //! that a Frontend of the file has is no other's. This node stays known whatever Kubernetes says of it.
 //!
-//! What did not change is not looked at again: a change of one Service costs that Service, and a walk over
-//! what is shared. The outcome is the same as if everything were looked at.
+//! What did not change is not looked at again: a change of one Service costs that Service, however many there
+//! are. The outcome is the same as if everything were looked at.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,16 +13,18 @@ use std::{
     time::Instant,
 };
 
+use imbl::ordmap::DiffItem;
+
 use super::{
     members::Memory,
     snapshot::{self, Name, Objects, Snapshot},
-    translate::{self, Translated, Translation},
+    translate::{self, SliceIndex, Translated, Translation},
 };
 use crate::{
     config,
     model::{
-        FrontendObject, Intent, KubernetesSettings, Members, Node, Pool, Problem, Protocol,
-        Verdicts, intent,
+        FrontendObject, Frontends, Intent, KubernetesSettings, Members, Node, Pool, PoolMember,
+        Problem, Protocol, Verdicts, intent,
     },
 };
 
@@ -63,9 +65,14 @@ pub struct Merger {
     /// Of the last merge.
     snapshot: Snapshot,
     vips: BTreeSet<IpAddr>,
+    slices: SliceIndex,
     half_dead: bool,
-    /// Those that became something.
-    services: BTreeMap<Arc<Name>, Became>,
+    /// Names of the objects that Services became, also of those that yielded to the file.
+    services: BTreeMap<Arc<Name>, Vec<String>>,
+    /// What is wrong with Services.
+    problems: BTreeMap<Arc<Name>, Vec<Problem>>,
+    /// How many endpoints of Services serve although the API calls them not ready, where some do.
+    held: BTreeMap<Arc<Name>, usize>,
 }
 
 /// All but the Services, and what it was made of.
@@ -76,19 +83,10 @@ struct Base {
     nodes_of_kubernetes: Objects<snapshot::Node>,
     frontends_of_kubernetes: Objects<snapshot::Frontend>,
     nodes: Arc<BTreeMap<String, Node>>,
-    frontends: BTreeMap<String, Arc<FrontendObject>>,
+    frontends: Frontends,
     /// What the file's Frontends have.
     taken: BTreeSet<Key>,
     problems: Vec<Problem>,
-}
-
-/// What a Service became.
-#[derive(Debug, Default)]
-struct Became {
-    /// Names of its objects, also of those that yielded to the file.
-    objects: Vec<String>,
-    problems: Vec<Problem>,
-    held: usize,
 }
 
 impl Merger {
@@ -100,8 +98,11 @@ impl Merger {
             base: None,
             snapshot: Snapshot::default(),
             vips: BTreeSet::new(),
+            slices: SliceIndex::default(),
             half_dead: false,
             services: BTreeMap::new(),
+            problems: BTreeMap::new(),
+            held: BTreeMap::new(),
         }
     }
 
@@ -118,6 +119,9 @@ impl Merger {
         let known = self.base.take().filter(|base| base.is_of(inputs));
         let anew = known.is_none();
         let base = known.unwrap_or_else(|| Base::new(inputs, &self.intent));
+        for (name, [before, now]) in differing(&self.snapshot.slices, &inputs.snapshot.slices) {
+            self.slices.follow(name, before.map(|it| &**it), now.map(|it| &**it));
+        }
         let services = match anew || self.half_dead {
             true => {
                 self.vips = translate::vips(inputs.snapshot, inputs.settings);
@@ -134,13 +138,13 @@ impl Merger {
         if anew {
             // Also what a checkpoint knew and nobody names.
             let known: BTreeSet<&str> =
-                self.services.values().flat_map(|it| &it.objects).map(String::as_str).collect();
+                self.services.values().flatten().map(String::as_str).collect();
             self.memory.retain(|object| known.contains(object));
         }
         self.snapshot = inputs.snapshot.clone();
         let (agent, nodes) = (base.file.agent.clone(), base.nodes.clone());
         self.enforce(Intent { agent, nodes, frontends });
-        let of_services = self.services.values().flat_map(|it| &it.problems);
+        let of_services = self.problems.values().flatten();
         let mut problems: Vec<_> = base.problems.iter().chain(of_services).cloned().collect();
         problems.sort();
         problems.dedup();
@@ -148,7 +152,7 @@ impl Merger {
         Merged {
             intent: self.intent.clone(),
             problems,
-            held: self.services.values().map(|it| it.held).sum(),
+            held: self.held.values().sum(),
             half_dead: self.half_dead,
         }
     }
@@ -180,8 +184,7 @@ impl Merger {
             concerned.extend(now.slices.values().filter(on_moved).map(name));
             self.vips = vips;
         }
-        let held = self.services.iter().filter(|(_, it)| it.held > 0);
-        concerned.extend(held.map(|(name, _)| name.clone()));
+        concerned.extend(self.held.keys().cloned());
         concerned
     }
 
@@ -191,7 +194,7 @@ impl Merger {
         inputs: &Inputs<'_>,
         base: &Base,
         services: &BTreeSet<Arc<Name>>,
-        frontends: &mut BTreeMap<String, Arc<FrontendObject>>,
+        frontends: &mut Frontends,
     ) {
         let of_services = translate::Inputs {
             snapshot: inputs.snapshot,
@@ -199,28 +202,29 @@ impl Merger {
             own: &inputs.file.agent.node,
             nodes: &base.nodes,
             vips: &self.vips,
+            slices: &self.slices,
             members: inputs.members,
             verdicts: inputs.verdicts,
             now: inputs.now,
         };
-        let translation = Translation::new(&of_services, services, &mut self.memory);
+        let translation = Translation::new(&of_services, &mut self.memory);
         self.half_dead = translation.half_dead;
         for name in services {
             let before = self.services.remove(name).unwrap_or_default();
-            before.objects.iter().for_each(|object| drop(frontends.remove(object)));
+            before.iter().for_each(|object| drop(frontends.remove(object.as_str())));
             let service = inputs.snapshot.services.get(name);
             let translated = service.map(|it| translation.service(it, &mut self.memory));
             let Translated { frontends: objects, mut problems, held } =
                 translated.unwrap_or_default();
-            let gone = before.objects.iter().filter(|it| !objects.contains_key(*it));
+            let gone = before.iter().filter(|it| !objects.contains_key(*it));
             gone.for_each(|object| self.memory.forget(object));
             let names: Vec<String> = objects.keys().cloned().collect();
             for object in objects.into_values() {
                 frontends.extend(base.admit(object, &self.intent, &mut problems));
             }
-            if !names.is_empty() || !problems.is_empty() {
-                self.services.insert(name.clone(), Became { objects: names, problems, held });
-            }
+            keep(&mut self.services, name, names, Vec::is_empty);
+            keep(&mut self.problems, name, problems, Vec::is_empty);
+            keep(&mut self.held, name, held, |held| *held == 0);
         }
     }
 
@@ -228,11 +232,6 @@ impl Merger {
     fn enforce(&mut self, mut wanted: Intent) {
         if wanted.nodes == self.intent.nodes {
             wanted.nodes = self.intent.nodes.clone();
-        }
-        for (name, object) in &mut wanted.frontends {
-            if let Some(former) = self.intent.frontends.get(name).filter(|it| *it == object) {
-                *object = former.clone();
-            }
         }
         if wanted != *self.intent {
             self.intent = Arc::new(wanted);
@@ -247,10 +246,14 @@ impl Base {
         let (own, found) = own_frontends(inputs, &nodes);
         problems.extend(found);
         let of_file = inputs.file.frontends.iter().filter(|(_, object)| !object.of_kubernetes());
-        let of_file = of_file.map(|(name, object)| (name.clone(), object.clone()));
-        let mut frontends: BTreeMap<_, _> = of_file.collect();
-        let taken = frontends.values().flat_map(|object| keys(object)).collect();
-        place(&mut frontends, &nodes);
+        let taken = of_file.clone().flat_map(|(_, object)| keys(object)).collect();
+        let owners = owners(&nodes);
+        let placed = |object: &Arc<FrontendObject>| {
+            let mut object = object.clone();
+            place(&mut object, &owners);
+            as_before(former, object)
+        };
+        let frontends = of_file.map(|(name, object)| (name.clone(), placed(object))).collect();
         let mut base = Self {
             file: inputs.file.clone(),
             stale: inputs.stale,
@@ -273,8 +276,8 @@ impl Base {
     fn is_of(&self, inputs: &Inputs<'_>) -> bool {
         Arc::ptr_eq(&self.file, inputs.file)
             && self.stale == inputs.stale
-            && Arc::ptr_eq(&self.nodes_of_kubernetes, &inputs.snapshot.nodes)
-            && Arc::ptr_eq(&self.frontends_of_kubernetes, &inputs.snapshot.frontends)
+            && self.nodes_of_kubernetes.ptr_eq(&inputs.snapshot.nodes)
+            && self.frontends_of_kubernetes.ptr_eq(&inputs.snapshot.frontends)
     }
 
     /// What of an object of Kubernetes can be in force beside the file, under its name.
@@ -283,45 +286,46 @@ impl Base {
         mut object: FrontendObject,
         former: &Intent,
         problems: &mut Vec<Problem>,
-    ) -> Option<(String, Arc<FrontendObject>)> {
+    ) -> Option<(Arc<str>, Arc<FrontendObject>)> {
         yield_to_file(&mut object, &self.taken, problems);
         if object.addresses.is_empty() || object.ports.is_empty() {
             return None;
         }
         keep_slots(former, self.file.agent.default_slots, &mut object, problems);
-        Some((object.name.clone(), Arc::new(object)))
+        Some((object.name.as_str().into(), as_before(former, Arc::new(object))))
     }
 }
 
-/// Of two states of all objects of a kind those that are not shared, each before and now.
-fn differing<'a, T>(
+/// The very one that is in force, if that is equal.
+fn as_before(former: &Intent, object: Arc<FrontendObject>) -> Arc<FrontendObject> {
+    let known = former.frontends.get(object.name.as_str()).filter(|known| **known == object);
+    known.cloned().unwrap_or(object)
+}
+
+/// Notes something of a Service, unless there is nothing to note.
+fn keep<T>(
+    of: &mut BTreeMap<Arc<Name>, T>,
+    service: &Arc<Name>,
+    it: T,
+    nothing: impl Fn(&T) -> bool,
+) {
+    match nothing(&it) {
+        true => drop(of.remove(service)),
+        false => drop(of.insert(service.clone(), it)),
+    }
+}
+
+/// Of two states of all objects of a kind those that differ, each before and now.
+fn differing<'a, T: PartialEq>(
     before: &'a Objects<T>,
     now: &'a Objects<T>,
 ) -> impl Iterator<Item = (&'a Arc<Name>, [Option<&'a Arc<T>>; 2])> {
-    let (left, right) = match Arc::ptr_eq(before, now) {
-        true => (None, None),
-        false => (Some(before.iter().peekable()), Some(now.iter().peekable())),
-    };
-    let mut walks = left.zip(right);
-    std::iter::from_fn(move || {
-        let (before, now) = walks.as_mut()?;
-        loop {
-            let pair = match (before.peek(), now.peek()) {
-                (None, None) => return None,
-                (Some((left, _)), Some((right, _))) => left.cmp(right),
-                (Some(_), None) => std::cmp::Ordering::Less,
-                (None, Some(_)) => std::cmp::Ordering::Greater,
-            };
-            let left = before.next_if(|_| pair.is_le());
-            let right = now.next_if(|_| pair.is_ge());
-            match (left, right) {
-                (Some((_, left)), Some((_, right))) if Arc::ptr_eq(left, right) => {}
-                (left, right) => {
-                    let name = left.or(right)?.0;
-                    return Some((name, [left.map(|it| it.1), right.map(|it| it.1)]));
-                }
-            }
+    before.diff(now).map(|item| match item {
+        DiffItem::Add(name, now) => (name, [None, Some(now)]),
+        DiffItem::Update { old: (_, before), new: (name, now) } => {
+            (name, [Some(before), Some(now)])
         }
+        DiffItem::Remove(name, before) => (name, [Some(before), None]),
     })
 }
 
@@ -423,17 +427,21 @@ fn yield_to_file(object: &mut FrontendObject, taken: &BTreeSet<Key>, problems: &
     object.addresses.retain(|address| !lost.iter().any(|(it, ..)| it == address));
 }
 
+/// Whose each node's address is.
+fn owners(nodes: &BTreeMap<String, Node>) -> BTreeMap<IpAddr, &str> {
+    let owned = nodes.values().flat_map(|node| node.addresses.iter().map(move |it| (*it, node)));
+    owned.map(|(address, node)| (address, node.name.as_str())).collect()
+}
+
 /// Members of the file with a node's own address are on that node.
-fn place(frontends: &mut BTreeMap<String, Arc<FrontendObject>>, nodes: &BTreeMap<String, Node>) {
-    let owner = |(name, node): (&String, &Node)| {
-        node.addresses.iter().map(|address| (*address, name.clone())).collect::<Vec<_>>()
-    };
-    let owners: BTreeMap<IpAddr, String> = nodes.iter().flat_map(owner).collect();
-    for object in frontends.values_mut() {
-        let Pool::Members(members) = &mut Arc::make_mut(object).pool else { continue };
-        for member in members.iter_mut().filter(|member| member.node.is_empty()) {
-            member.node = owners.get(&member.address).cloned().unwrap_or_default();
-        }
+fn place(object: &mut Arc<FrontendObject>, owners: &BTreeMap<IpAddr, &str>) {
+    let homeless = |member: &PoolMember| member.node.is_empty();
+    if !matches!(&object.pool, Pool::Members(members) if members.iter().any(homeless)) {
+        return;
+    }
+    let Pool::Members(members) = &mut Arc::make_mut(object).pool else { return };
+    for member in members.iter_mut().filter(|member| homeless(member)) {
+        member.node = owners.get(&member.address).copied().unwrap_or_default().to_owned();
     }
 }
 
@@ -444,7 +452,7 @@ fn keep_slots(
     object: &mut FrontendObject,
     problems: &mut Vec<Problem>,
 ) {
-    let Some(before) = former.frontends.get(&object.name) else { return };
+    let Some(before) = former.frontends.get(object.name.as_str()) else { return };
     let had = former.slots(before);
     match object.slots {
         Some(slots) if slots != had => {

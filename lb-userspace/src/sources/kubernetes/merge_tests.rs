@@ -20,7 +20,7 @@ fn node(name: &str, own: &str) -> Node {
 /// A file with node n1 and nothing else.
 fn file() -> Intent {
     let nodes = Arc::new([("n1".to_owned(), node("n1", "10.0.0.1"))].into());
-    Intent { agent: super::super::tests::agent(), nodes, frontends: BTreeMap::new() }
+    Intent { agent: super::super::tests::agent(), nodes, frontends: Frontends::new() }
 }
 
 /// A file's own Frontend on an address.
@@ -32,13 +32,17 @@ fn of_file(vip: &str) -> FrontendObject {
     good.remove(&name).unwrap()
 }
 
+fn names(intent: &Intent) -> Vec<&str> {
+    intent.frontends.keys().map(|name| &**name).collect()
+}
+
 fn kubernetes(nodes: &[(&str, &[&str])]) -> Snapshot {
     let nodes = nodes.iter().map(|(name, addresses)| {
         let addresses = addresses.iter().map(|it| address(it)).collect();
         let node = snapshot::Node { name: (*name).into(), addresses, ..Default::default() };
         (Arc::new(Name::new("", *name)), Arc::new(node))
     });
-    Snapshot { nodes: Arc::new(nodes.collect()), ..Snapshot::default() }
+    Snapshot { nodes: nodes.collect(), ..Snapshot::default() }
 }
 
 fn with_service(mut snapshot: Snapshot, vip: &str) -> Snapshot {
@@ -54,14 +58,13 @@ fn with_service(mut snapshot: Snapshot, vip: &str) -> Snapshot {
         ingress,
         ..Service::default()
     };
-    snapshot.services = Arc::new([(Arc::new(name), Arc::new(service))].into());
+    snapshot.services = [(Arc::new(name), Arc::new(service))].into_iter().collect();
     snapshot
 }
 
 fn with_frontend(mut snapshot: Snapshot, name: &str, spec: serde_json::Value) -> Snapshot {
     let frontend = Frontend { spec, ..Frontend::default() };
-    Arc::make_mut(&mut snapshot.frontends)
-        .insert(Arc::new(Name::new("", name)), Arc::new(frontend));
+    snapshot.frontends.insert(Arc::new(Name::new("", name)), Arc::new(frontend));
     snapshot
 }
 
@@ -126,10 +129,10 @@ fn a_stale_files_nodes_give_way_to_what_kubernetes_says_now() {
 fn an_address_and_port_of_the_file_is_no_others() {
     let mut file = file();
     let object = of_file("192.0.2.1");
-    file.frontends.insert(object.name.clone(), Arc::new(object));
+    file.frontends.insert(object.name.as_str().into(), Arc::new(object));
     let snapshot = with_service(kubernetes(&[]), "192.0.2.1");
     let taken = merged(&file, &file, &snapshot, false);
-    assert_eq!(taken.intent.frontends.keys().collect::<Vec<_>>(), ["zz-of-file"]);
+    assert_eq!(names(&taken.intent), ["zz-of-file"]);
     let told = messages(&taken);
     assert!(
         told.iter()
@@ -138,7 +141,7 @@ fn an_address_and_port_of_the_file_is_no_others() {
     );
 
     let free = merged(&file, &file, &with_service(kubernetes(&[]), "192.0.2.2"), false);
-    assert_eq!(free.intent.frontends.keys().collect::<Vec<_>>(), ["service/d/s/80", "zz-of-file"]);
+    assert_eq!(names(&free.intent), ["service/d/s/80", "zz-of-file"]);
 }
 
 #[test]
@@ -177,11 +180,7 @@ fn before_kubernetes_has_spoken_the_checkpoint_does_for_it() {
     let checkpoint = merged(&before, &before, &snapshot, false).intent;
     let resumed = resume(&file(), &checkpoint);
     assert_eq!(resumed.nodes.keys().collect::<Vec<_>>(), ["n1", "n2"]);
-    assert_eq!(
-        resumed.frontends.keys().collect::<Vec<_>>(),
-        ["service/d/s/80"],
-        "the file speaks for itself"
-    );
+    assert_eq!(names(&resumed), ["service/d/s/80"], "the file speaks for itself");
     let emptied = merged(&file(), &resumed, &kubernetes(&[]), false).intent;
     assert_eq!((emptied.nodes.len(), emptied.frontends.len()), (1, 0), "now it has spoken");
 }
@@ -226,7 +225,7 @@ impl World {
         match turn {
             Turn::Service(at, wanted) => {
                 let name = Name::new("d", format!("s{at}"));
-                let services = Arc::make_mut(&mut self.snapshot.services);
+                let services = &mut self.snapshot.services;
                 let Some((addresses, ports, local_only)) = wanted else {
                     services.remove(&name);
                     return;
@@ -253,7 +252,7 @@ impl World {
             }
             Turn::Slice(at, wanted) => {
                 let name = Name::new("d", format!("slice{at}"));
-                let slices = Arc::make_mut(&mut self.snapshot.slices);
+                let slices = &mut self.snapshot.slices;
                 let Some((service, endpoints)) = wanted else {
                     slices.remove(&name);
                     return;
@@ -279,7 +278,7 @@ impl World {
                 slices.insert(Arc::new(name), Arc::new(slice));
             }
             Turn::Unknown(at, unknown) => {
-                let nodes = Arc::make_mut(&mut self.snapshot.nodes);
+                let nodes = &mut self.snapshot.nodes;
                 if let Some(node) = nodes.get_mut(&Name::new("", format!("n{at}"))) {
                     Arc::make_mut(node).unknown = unknown;
                 }
@@ -294,7 +293,7 @@ impl World {
                 file.frontends.clear();
                 if let Some(vip) = vip {
                     let object = of_file(&format!("10.1.0.{vip}"));
-                    file.frontends.insert(object.name.clone(), Arc::new(object));
+                    file.frontends.insert(object.name.as_str().into(), Arc::new(object));
                 }
                 self.file = Arc::new(file);
             }

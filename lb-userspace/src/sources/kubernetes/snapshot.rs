@@ -5,6 +5,7 @@
 
 use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
+use imbl::OrdMap;
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use kube::ResourceExt;
 
@@ -45,8 +46,8 @@ impl fmt::Display for Name {
     }
 }
 
-/// All objects of one kind.
-pub type Objects<T> = Arc<BTreeMap<Arc<Name>, Arc<T>>>;
+/// All objects of one kind. Two states of them share what did not change.
+pub type Objects<T> = OrdMap<Arc<Name>, Arc<T>>;
 
 /// Everything, after every first list was complete. A copy costs nothing.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -211,7 +212,7 @@ fn port(number: Option<i32>) -> Option<u16> {
 pub struct Slice {
     pub service: Name,
     pub ports: Vec<SlicePort>,
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Box<[Endpoint]>,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -265,8 +266,9 @@ impl Keep for Slice {
             Some(SlicePort { name: it.name.unwrap_or_default(), port: port(it.port), transport })
         };
         let ports = object.ports.unwrap_or_default().into_iter().filter_map(slice_port).collect();
-        let endpoints = object.endpoints.into_iter().filter_map(endpoint).collect();
-        Some(Self { service, ports, endpoints })
+        // Not where the objects lay, which are many times as large.
+        let endpoints: Vec<_> = object.endpoints.into_iter().filter_map(endpoint).collect();
+        Some(Self { service, ports, endpoints: endpoints.into() })
     }
 }
 

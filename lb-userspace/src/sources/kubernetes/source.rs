@@ -164,7 +164,7 @@ struct Source {
     intent: watch::Sender<Arc<Intent>>,
     status: watch::Sender<Arc<KubernetesStatus>>,
     merger: Merger,
-    /// Of the last merge.
+    /// Of the last merge, sorted.
     problems: Vec<Problem>,
     held: usize,
     half_dead: bool,
@@ -232,7 +232,8 @@ impl Source {
                 })
             }
         };
-        for problem in merged.problems.iter().filter(|it| !self.problems.contains(it)) {
+        for problem in merged.problems.iter().filter(|it| self.problems.binary_search(it).is_err())
+        {
             tracing::warn!(object = problem.object, "{}", problem.message);
         }
         let Merged { intent, problems, held, half_dead } = merged;

@@ -14,7 +14,8 @@ use super::{
     members::{Chosen, Endpoints, Found, Memory, NodeView},
     near::{Hinted, Near},
     snapshot::{
-        self, EXCLUDED, Name, Service, ServicePort, Slice, Snapshot, TO_BE_DELETED, Transport,
+        self, EXCLUDED, Name, Objects, Service, ServicePort, Slice, Snapshot, TO_BE_DELETED,
+        Transport,
     },
 };
 use crate::{
@@ -48,6 +49,8 @@ pub struct Inputs<'a> {
     pub nodes: &'a BTreeMap<String, Node>,
     /// [`vips`] of the snapshot.
     pub vips: &'a BTreeSet<IpAddr>,
+    /// Of the snapshot.
+    pub slices: &'a SliceIndex,
     pub members: &'a Members,
     pub verdicts: &'a Verdicts,
     pub now: Instant,
@@ -71,19 +74,35 @@ pub fn vips(snapshot: &Snapshot, settings: &KubernetesSettings) -> BTreeSet<IpAd
     ours.flat_map(|service| service.addresses()).collect()
 }
 
-/// Slices of these Services.
-fn slices<'a>(
-    snapshot: &'a Snapshot,
-    of: &'a BTreeSet<Arc<Name>>,
-) -> BTreeMap<&'a Name, Vec<&'a Slice>> {
-    let mut slices: BTreeMap<&Name, Vec<&Slice>> =
-        of.iter().map(|service| (&**service, Vec::new())).collect();
-    for slice in snapshot.slices.values() {
-        if let Some(list) = slices.get_mut(&slice.service) {
-            list.push(slice);
+/// Which slices each Service has, by names.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct SliceIndex(BTreeMap<Name, BTreeSet<Arc<Name>>>);
+
+impl SliceIndex {
+    /// Follows a slice that came, changed or went.
+    pub fn follow(&mut self, name: &Arc<Name>, before: Option<&Slice>, now: Option<&Slice>) {
+        if let Some(slice) = before
+            && let Some(names) = self.0.get_mut(&slice.service)
+        {
+            names.remove(name);
+            if names.is_empty() {
+                self.0.remove(&slice.service);
+            }
+        }
+        if let Some(slice) = now {
+            self.0.entry(slice.service.clone()).or_default().insert(name.clone());
         }
     }
-    slices
+
+    /// A Service's, in the order of their names.
+    fn slices<'a>(
+        &self,
+        service: &Name,
+        all: &'a Objects<Slice>,
+    ) -> impl Iterator<Item = &'a Slice> {
+        let names = self.0.get(service).into_iter().flatten();
+        names.filter_map(|name| all.get(name)).map(|slice| &**slice)
+    }
 }
 
 /// Which nodes only the API does not hear; and whether any kubelet is silent.
@@ -107,7 +126,7 @@ fn look_at_nodes<'a>(inputs: &Inputs<'a>, memory: &mut Memory) -> (NodeView<'a>,
     (view, !unknown.is_empty())
 }
 
-/// Says of each of some Services what it becomes.
+/// Says of Services, one by one, what they become.
 pub struct Translation<'a> {
     inputs: &'a Inputs<'a>,
     view: NodeView<'a>,
@@ -116,24 +135,17 @@ pub struct Translation<'a> {
     owners: BTreeMap<IpAddr, &'a str>,
     /// This node's.
     zone: Option<&'a str>,
-    slices: BTreeMap<&'a Name, Vec<&'a Slice>>,
 }
 
 impl<'a> Translation<'a> {
-    /// Of these Services.
-    pub fn new(
-        inputs: &'a Inputs<'a>,
-        services: &'a BTreeSet<Arc<Name>>,
-        memory: &mut Memory,
-    ) -> Self {
+    pub fn new(inputs: &'a Inputs<'a>, memory: &mut Memory) -> Self {
         let (view, half_dead) = look_at_nodes(inputs, memory);
         let owners = inputs.nodes.values();
         let owners =
             owners.flat_map(|node| node.addresses.iter().map(|it| (*it, node.name.as_str())));
-        let slices = slices(inputs.snapshot, services);
         let own = inputs.nodes.get(inputs.own);
         let zone = own.and_then(|node| node.labels.get(ZONE)).map(String::as_str);
-        Self { inputs, view, half_dead, owners: owners.collect(), zone, slices }
+        Self { inputs, view, half_dead, owners: owners.collect(), zone }
     }
 
     /// What one of them becomes: nothing, if it is not ours, ends, or has no address.
@@ -227,7 +239,7 @@ impl<'a> Translation<'a> {
         let mut endpoints = Endpoints::new();
         let mut homeless = BTreeSet::new();
         let own = self.inputs.own;
-        for slice in self.slices.get(&service.name).into_iter().flatten() {
+        for slice in self.inputs.slices.slices(&service.name, &self.inputs.snapshot.slices) {
             let of_port =
                 |it: &&snapshot::SlicePort| it.name == port.name && it.transport == port.transport;
             let Some(slice_port) = slice.ports.iter().find(of_port) else { continue };

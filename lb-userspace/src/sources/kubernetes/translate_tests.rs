@@ -85,8 +85,7 @@ fn web() -> Value {
 
 /// What all Services become.
 fn services(inputs: &Inputs<'_>, memory: &mut Memory) -> (Translated, bool) {
-    let names = inputs.snapshot.services.keys().cloned().collect();
-    let translation = Translation::new(inputs, &names, memory);
+    let translation = Translation::new(inputs, memory);
     let mut all = Translated::default();
     for service in inputs.snapshot.services.values() {
         let Translated { frontends, problems, held } = translation.service(service, memory);
@@ -135,17 +134,17 @@ impl Cluster {
 
     fn set(&mut self, service: Value, slices: &[Value]) {
         let name = Name::new("d", "s");
-        let found = kept::<Service>(service).map(|it| (name.into(), it.into()));
-        self.snapshot.services = BTreeMap::from_iter(found).into();
+        let found = kept::<Service>(service).map(|it| (Arc::new(name), Arc::new(it)));
+        self.snapshot.services = found.into_iter().collect();
         self.slices(slices);
     }
 
     fn slices(&mut self, slices: &[Value]) {
         let named = slices.iter().enumerate().filter_map(|(index, slice)| {
             let name = Name::new("d", format!("s-{index}"));
-            Some((name.into(), kept::<Slice>(slice.clone())?.into()))
+            Some((Arc::new(name), Arc::new(kept::<Slice>(slice.clone())?)))
         });
-        self.snapshot.slices = BTreeMap::from_iter(named).into();
+        self.snapshot.slices = named.collect();
     }
 
     /// Endpoints of one slice on n1, n2, n3 with these states.
@@ -166,8 +165,8 @@ impl Cluster {
             unknown: unknown.contains(&name),
             ..snapshot::Node::default()
         };
-        let nodes = NODES.map(|name| (Name::new("", name).into(), node(name).into()));
-        self.snapshot.nodes = BTreeMap::from(nodes).into();
+        let nodes = NODES.map(|name| (Arc::new(Name::new("", name)), Arc::new(node(name))));
+        self.snapshot.nodes = nodes.into_iter().collect();
     }
 
     fn probe(&mut self, endpoint: usize, health: Health) {
@@ -176,7 +175,12 @@ impl Cluster {
     }
 
     fn translate_at(&mut self, seconds: u64) -> Translated {
+        let mut slices = SliceIndex::default();
+        for (name, slice) in &self.snapshot.slices {
+            slices.follow(name, None, Some(slice));
+        }
         let inputs = Inputs {
+            slices: &slices,
             snapshot: &self.snapshot,
             settings: &self.settings,
             own: self.own,
@@ -598,7 +602,8 @@ fn an_agent_that_starts_against_a_lie_keeps_what_its_checkpoint_served() {
     let mut after = Cluster::with(service(json!({})), &[]);
     after.endpoints("uuu");
     let agent = crate::sources::kubernetes::tests::agent();
-    let frontends = frontends.into_iter().map(|(name, it)| (name, it.into())).collect();
+    let frontends =
+        frontends.into_iter().map(|(name, it)| (Arc::from(name), Arc::new(it))).collect();
     let intent = Intent { agent, nodes: Arc::default(), frontends };
     after.memory = Memory::of(&intent);
     assert_eq!(after.served_at(0), "1 2 3");

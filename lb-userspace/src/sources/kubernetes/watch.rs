@@ -217,7 +217,7 @@ where
 {
     let (out, found) = watch::channel(None);
     let shared = shared.clone();
-    let follower = Follower { kind, shared, out, state: Arc::default(), expected, doubted: None };
+    let follower = Follower { kind, shared, out, state: Objects::new(), expected, doubted: None };
     tasks.spawn(follower.run(open));
     found
 }
@@ -272,7 +272,7 @@ where
     }
 
     async fn follow(&mut self, mut events: Events<T::Object>, connection: &Connection) -> Ended {
-        let mut list: Option<BTreeMap<Arc<Name>, Arc<T>>> = None;
+        let mut list: Option<Objects<T>> = None;
         let mut wait = *RETRY.start();
         let (mut published, mut troubled) = (false, false);
         loop {
@@ -308,7 +308,7 @@ where
                     if is_absent(&error) && [FRONTENDS, POOLS].contains(&self.kind) =>
                 {
                     self.trouble(None);
-                    return match self.complete(BTreeMap::new(), connection) {
+                    return match self.complete(Objects::new(), connection) {
                         true => {
                             self.publish();
                             Ended::Absent
@@ -334,11 +334,11 @@ where
     fn take(
         &mut self,
         event: Event<T::Object>,
-        list: &mut Option<BTreeMap<Arc<Name>, Arc<T>>>,
+        list: &mut Option<Objects<T>>,
         connection: &Connection,
     ) -> Result<bool, Ended> {
         match event {
-            Event::Init => *list = Some(BTreeMap::new()),
+            Event::Init => *list = Some(Objects::new()),
             Event::InitApply(object) => {
                 let name = Arc::new(Name::of(&object));
                 if let (Some(list), Some(kept)) = (list, T::keep(object)) {
@@ -359,15 +359,14 @@ where
                 if self.state.get(&name).map(|known| &**known) == kept.as_ref() {
                     return Ok(false);
                 }
-                let state = Arc::make_mut(&mut self.state);
                 match kept {
-                    Some(kept) => drop(state.insert(Arc::new(name), Arc::new(kept))),
-                    None => drop(state.remove(&name)),
+                    Some(kept) => drop(self.state.insert(Arc::new(name), Arc::new(kept))),
+                    None => drop(self.state.remove(&name)),
                 }
                 return Ok(true);
             }
             Event::Delete(object) => {
-                Arc::make_mut(&mut self.state).remove(&Name::of(&object));
+                self.state.remove(&Name::of(&object));
                 return Ok(true);
             }
         }
@@ -375,7 +374,7 @@ where
     }
 
     /// Takes a whole list, unless it is not believed yet.
-    fn complete(&mut self, mut list: BTreeMap<Arc<Name>, Arc<T>>, connection: &Connection) -> bool {
+    fn complete(&mut self, mut list: Objects<T>, connection: &Connection) -> bool {
         let session = connection.session;
         let all_listed = {
             let mut listed = self.shared.listed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -415,12 +414,12 @@ where
             self.trouble(None);
         }
         self.doubted = None;
-        for (name, kept) in &mut list {
-            if let Some(known) = self.state.get(name).filter(|known| *known == kept) {
-                *kept = known.clone();
+        for (name, known) in &self.state {
+            if let Some(listed) = list.get_mut(name).filter(|listed| *listed == known) {
+                *listed = known.clone();
             }
         }
-        self.state = Arc::new(list);
+        self.state = list;
         true
     }
 
@@ -429,7 +428,7 @@ where
         let listed = self.shared.listed.lock().unwrap_or_else(PoisonError::into_inner);
         let believed = self.out.borrow().is_some() || self.doubted.is_none();
         if listed.contains_key(self.kind) && believed {
-            let known = self.out.borrow().as_ref().is_some_and(|it| Arc::ptr_eq(it, &self.state));
+            let known = self.out.borrow().as_ref().is_some_and(|it| it.ptr_eq(&self.state));
             if !known {
                 self.out.send_replace(Some(self.state.clone()));
             }
