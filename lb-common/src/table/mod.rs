@@ -11,11 +11,12 @@
 //! - Of more backends than `slots / MIN_SHARE` only the best ranked own slots; [`Table::left_out`]
 //!   counts the others.
 //!
-//! The table remembers only the first choice of each slot (two bytes a slot) and the few owners
-//! that differ from it (four bytes each). [`Table::update`] repairs the first choices, which is
+//! The table remembers only the first choice of each slot (a byte a slot, or two where there are more backends
+//! than a byte counts) and the few owners that differ from it (four bytes each). [`Table::update`] repairs the first choices, which is
 //! where nearly all scoring is, and settles the owners anew; building is the same from an empty
 //! table, so an increment cannot differ from a rebuild.
 
+mod choices;
 mod ranks;
 mod score;
 mod settle;
@@ -27,7 +28,8 @@ use crate::{
     net::{Addr, Port},
     siphash,
 };
-use alloc::{boxed::Box, vec, vec::Vec};
+use alloc::vec::Vec;
+use choices::Choices;
 use core::{
     cmp::{Ordering, Reverse},
     num::NonZeroU16,
@@ -87,7 +89,7 @@ pub struct Table {
     backends: Vec<Backend>,
     left_out: usize,
     /// The best ranked backend of each slot.
-    first: Box<[u16]>,
+    first: Choices,
     /// The slots that their first choice has no room for, with their owners; sorted by slot.
     moved: Vec<(u16, u16)>,
 }
@@ -96,7 +98,7 @@ impl Table {
     /// The table of these backends, in any order. Of several with the same address and port the
     /// greatest weight counts. Without backends no slot has an owner.
     pub fn build(backends: &[Backend], slots: u16, seed: &Seed) -> Self {
-        let first = vec![NONE; slots.into()].into();
+        let first = Choices::none(slots);
         let mut table =
             Self { seed: *seed, backends: Vec::new(), left_out: 0, first, moved: Vec::new() };
         table.update(backends);
@@ -119,14 +121,14 @@ impl Table {
         let (new_index, added) = compare(&self.backends, &chosen);
         self.backends = chosen;
 
+        let mut first = self.first.unpack();
         let mut orphans = Vec::new();
-        for (slot, first) in (0..).zip(&mut self.first) {
+        for (slot, first) in (0..).zip(&mut first) {
             *first = new_index.get(usize::from(*first)).copied().unwrap_or(NONE);
             if *first == NONE {
                 orphans.push(slot);
             }
         }
-        let first = &mut self.first;
         if !added.is_empty() {
             let kept = (0..).zip(first.iter()).filter(|&(_, first)| *first != NONE);
             let kept: Vec<u16> = kept.map(|(slot, _)| slot).collect();
@@ -140,8 +142,9 @@ impl Table {
         columns.best(&orphans, |slot, index, _| first[usize::from(slot)] = index);
         self.moved = match self.backends.is_empty() {
             true => Vec::new(),
-            false => settle::settle(&columns, &self.first, &self.capacities()),
+            false => settle::settle(&columns, &first, &self.capacities()),
         };
+        self.first = Choices::pack(first, self.backends.len());
     }
 
     /// The backends that own slots, sorted: an index into this is what the table's other answers
@@ -164,7 +167,7 @@ impl Table {
     pub fn owner(&self, slot: u16) -> Option<u16> {
         let index = match self.moved.binary_search_by_key(&slot, |&(slot, _)| slot) {
             Ok(at) => self.moved[at].1,
-            Err(_) => *self.first.get(usize::from(slot))?,
+            Err(_) => self.first.get(slot)?,
         };
         (index != NONE).then_some(index)
     }
@@ -175,9 +178,7 @@ impl Table {
     /// there are slots and is written in order, then at the slots that moved, and never read.
     pub fn owners(&self, out: &mut [u32], ids: &[u32]) {
         debug_assert!(out.len() == self.slots() && ids.len() == self.backends.len());
-        for (out, &index) in out.iter_mut().zip(&self.first) {
-            *out = ids.get(usize::from(index)).copied().unwrap_or(0);
-        }
+        self.first.name(out, ids);
         for &(slot, index) in &self.moved {
             out[usize::from(slot)] = ids[usize::from(index)];
         }

@@ -21,8 +21,8 @@ pub struct Askers {
     pub(super) by_node: BTreeMap<String, BTreeSet<Arc<str>>>,
     /// Names of the objects that each node serves with its own backends only.
     pub(super) local: BTreeSet<Arc<str>>,
-    /// Names of the objects with a backend in their pools.
-    pub(super) by_endpoint: BTreeMap<SocketAddr, Vec<Arc<str>>>,
+    /// Backends with the names of the objects in whose pools they are.
+    by_endpoint: BTreeSet<(SocketAddr, Arc<str>)>,
 }
 
 pub fn askers(intent: &Intent) -> Askers {
@@ -51,7 +51,7 @@ impl Askers {
             }
             for (address, port) in frontends_of(object) {
                 for member in intent.members(object, address, port) {
-                    note(self.by_endpoint.entry(member.endpoint).or_default(), &name);
+                    self.by_endpoint.insert((member.endpoint, name.clone()));
                     let Some((node, _)) = intent.nodes.get_key_value(member.node) else { continue };
                     let node = names.entry(node).or_insert_with(|| node.as_str().into());
                     match self.by_node.get_mut(member.node) {
@@ -73,23 +73,25 @@ impl Askers {
 
     /// Takes back what an object asked for by this intent.
     pub(super) fn remove(&mut self, intent: &Intent, object: &FrontendObject) {
+        let name: Arc<str> = object.name.as_str().into();
         for (address, port) in frontends_of(object) {
             for member in intent.members(object, address, port) {
-                if let Some(names) = self.by_endpoint.get_mut(&member.endpoint) {
-                    names.retain(|name| **name != *object.name);
-                    if names.is_empty() {
-                        self.by_endpoint.remove(&member.endpoint);
-                    }
-                }
+                self.by_endpoint.remove(&(member.endpoint, name.clone()));
                 let Some(target) = target(object, port, member.endpoint) else { continue };
                 let Some(names) = self.by_target.get_mut(&target) else { continue };
-                names.retain(|name| **name != *object.name);
+                names.retain(|it| *it != name);
                 if names.is_empty() {
                     self.by_target.remove(&target);
                     Arc::make_mut(&mut self.targets).remove(&target);
                 }
             }
         }
+    }
+
+    /// Names of the objects in whose pools a backend is.
+    pub(super) fn of_endpoint(&self, endpoint: SocketAddr) -> impl Iterator<Item = &Arc<str>> {
+        let after = self.by_endpoint.range((endpoint, Arc::from(""))..);
+        after.take_while(move |(it, _)| *it == endpoint).map(|(_, name)| name)
     }
 }
 

@@ -111,8 +111,8 @@ fn close(names: &mut BTreeSet<Arc<str>>, intents: [&Intent; 2], askers: &Askers)
         for intent in intents {
             let object = intent.frontends.get(&*name).cloned();
             let shared = endpoints(intent, object.as_slice());
-            let shared = shared.iter().filter_map(|endpoint| askers.by_endpoint.get(endpoint));
-            others.extend(shared.flatten().cloned());
+            let shared = shared.iter().flat_map(|endpoint| askers.of_endpoint(*endpoint));
+            others.extend(shared.cloned());
         }
         for other in others {
             if names.insert(other.clone()) {

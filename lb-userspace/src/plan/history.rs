@@ -223,6 +223,7 @@ impl History {
                 // The new plan holds none of those that were kept.
                 let is_pooled = |address: &SocketAddr| plan.backends.contains_key(address);
                 self.kept.leave(&before.backends, is_pooled, plan, now);
+                self.kept.unwrite();
                 plan.frontends.keys().copied().collect()
             }
             Changed::Owners(keys) => keys.clone(),
@@ -247,10 +248,11 @@ impl History {
         }
         changed_lines.append(&mut self.look(now));
         touched.frontends.extend(changed_lines.into_iter().filter(|key| self.write(plan, key)));
+        self.kept.write(plan, &mut touched.backends);
         if self.looked == Some(now) || self.kept.is_due(&self.rules, now) {
-            self.keep(plan, &mut touched, now);
+            self.end_lives(plan, &mut touched, now);
         }
-        self.deadline = self.next_look(now);
+        self.deadline = self.next_look();
         touched
     }
 
@@ -383,19 +385,19 @@ impl History {
         new
     }
 
-    /// Ends the lives that nobody needs any more, and writes the others into the plan.
-    fn keep(&mut self, plan: &mut Desired, touched: &mut Touched, now: Instant) {
+    /// Ends the lives that nobody needs any more.
+    fn end_lives(&mut self, plan: &mut Desired, touched: &mut Touched, now: Instant) {
         let Self { kept, lines, young, consensus, rules, .. } = self;
         let young = young.iter().filter_map(|key| lines.get(key));
         let past = young.flat_map(|line| &line.past).flat_map(|earlier| earlier.owners.keys());
         let claimed = consensus.claims.values().flat_map(|claimed| claimed.flows.keys());
-        kept.keep(plan, past.chain(claimed), rules, now, &mut touched.backends);
+        kept.end(plan, past.chain(claimed), rules, now, &mut touched.backends);
     }
 
-    fn next_look(&self, now: Instant) -> Option<Instant> {
+    fn next_look(&self) -> Option<Instant> {
         let rest = self.looked.filter(|_| self.heard).map(|at| at + self.rules.rest);
         let look = self.looks.first().map(|(at, _)| *at);
-        let kept = self.kept.next(&self.rules, now);
+        let kept = self.kept.next_look(&self.rules);
         [rest, look, kept].into_iter().flatten().min()
     }
 }

@@ -17,7 +17,9 @@ use crate::{
 pub struct Kept {
     backends: BTreeMap<SocketAddr, Former>,
     cut_short: u64,
-    /// Something happened after which some may end, or must be written into the plan.
+    /// Those that the plan does not hold as they are.
+    unwritten: BTreeSet<SocketAddr>,
+    /// Something happened after which some may end.
     look: bool,
     looked: Option<Instant>,
 }
@@ -43,10 +45,15 @@ impl Kept {
         self.look = true;
     }
 
-    /// Whether [`Kept::keep`] may bring something new.
+    /// Whether [`Kept::end`] may bring something new.
     pub fn is_due(&self, rules: &Rules, now: Instant) -> bool {
-        let next = || self.looked.and_then(|looked| self.next(rules, looked));
-        !self.backends.is_empty() && (self.look || next().is_some_and(|at| now >= at))
+        let first = self.looked.is_none() && !self.backends.is_empty();
+        first || self.next_look(rules).is_some_and(|at| now >= at)
+    }
+
+    /// The plan is a new one, which holds none of them.
+    pub fn unwrite(&mut self) {
+        self.unwritten = self.backends.keys().copied().collect();
     }
 
     /// Those of before that are not in pools have left now, unless they had before.
@@ -65,6 +72,7 @@ impl Kept {
             if !is_pooled(address) && may_live(plan, *address, &backend.node) {
                 let former = || Former { backend: backend.clone(), left: Some(now) };
                 self.backends.entry(*address).or_insert_with(former);
+                self.unwritten.insert(*address);
             }
         }
     }
@@ -73,19 +81,33 @@ impl Kept {
     pub fn claimed(&mut self, protocol: Protocol, claimed: &Claimed, plan: &Desired) {
         for (address, (_, node)) in &claimed.flows {
             if let Some(former) = self.backends.get_mut(address) {
-                self.look |= former.backend.protocols.insert(protocol);
+                if former.backend.protocols.insert(protocol) {
+                    self.unwritten.insert(*address);
+                }
             } else if !plan.backends.contains_key(address) && may_live(plan, *address, node) {
                 let protocols = BTreeSet::from([protocol]);
                 let backend = DesiredBackend { node: node.to_string(), protocols };
                 self.backends.insert(*address, Former { backend, left: None });
+                self.unwritten.insert(*address);
                 self.look = true;
             }
         }
     }
 
+    /// Writes into the plan those that it does not hold yet.
+    pub fn write(&mut self, plan: &mut Desired, touched: &mut BTreeSet<SocketAddr>) {
+        for address in std::mem::take(&mut self.unwritten) {
+            let Some(former) = self.backends.get(&address) else { continue };
+            if plan.backends.get(&address) != Some(&former.backend) {
+                plan.backends.insert(address, former.backend.clone());
+                touched.insert(address);
+            }
+        }
+    }
+
     /// Ends those that are not `needed` and have lingered, and the first that left where there are too
-    /// many; writes the others into the plan.
-    pub fn keep<'a>(
+    /// many.
+    pub fn end<'a>(
         &mut self,
         plan: &mut Desired,
         needed: impl Iterator<Item = &'a SocketAddr>,
@@ -116,18 +138,15 @@ impl Kept {
                 touched.insert(address);
             }
         }
-        for (address, former) in &self.backends {
-            if plan.backends.get(address) != Some(&former.backend) {
-                plan.backends.insert(*address, former.backend.clone());
-                touched.insert(*address);
-            }
-        }
     }
 
-    /// When the next one has lingered.
-    pub fn next(&self, rules: &Rules, now: Instant) -> Option<Instant> {
+    /// When some may end: that costs as much as there are young frontends, so not with every change.
+    pub fn next_look(&self, rules: &Rules) -> Option<Instant> {
+        let looked = self.looked.filter(|_| !self.backends.is_empty())?;
         let left = self.backends.values().filter_map(|former| former.left);
-        left.map(|at| at + rules.linger).filter(|at| *at > now).min()
+        let lingered = left.map(|at| at + rules.linger).filter(|at| *at > looked);
+        let rested = self.look.then(|| looked + rules.rest);
+        lingered.chain(rested).min().map(|at| at.max(looked + rules.rest))
     }
 }
 

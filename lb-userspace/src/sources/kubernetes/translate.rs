@@ -304,7 +304,9 @@ fn pool(endpoints: &Endpoints, chosen: &Chosen, near: Near) -> Vec<PoolMember> {
             far: near.is_far(found),
         })
     });
-    members.collect()
+    let mut members: Vec<_> = members.collect();
+    members.shrink_to_fit();
+    members
 }
 
 fn object_name(service: &Name, port: &ServicePort) -> String {
