@@ -77,13 +77,14 @@ const RULES: &[Rule] = &[
         words: &["unsafe"],
     },
     Rule {
-        name: "unsafe in the agent stands with maps, sockets and the preflight's questions to the kernel",
+        name: "unsafe in the agent stands with maps, sockets, the heap and the preflight's questions to the kernel",
         within: &["lb-userspace/src/"],
         except: &[
             "lb-userspace/src/announce",
             "lb-userspace/src/cli/check",
             "lb-userspace/src/dataplane",
             "lb-userspace/src/health",
+            "lb-userspace/src/heap.rs",
             "lb-userspace/src/membership",
             "lb-userspace/src/netlink",
         ],

@@ -52,7 +52,7 @@ use crate::{
         scan::Scanner,
         sockets::Sockets,
     },
-    health,
+    health, heap,
     membership::{self, Change, drain::Keeper},
     model::{AgentSettings, Intent},
     netlink,
@@ -93,6 +93,7 @@ const LOCK_RETRY: Duration = Duration::from_millis(20);
 /// Runs until SIGTERM or SIGINT; or, with `cleanup`, removes everything from the kernel and returns.
 pub fn run(args: AgentArgs) -> anyhow::Result<()> {
     start_log();
+    heap::keep_small();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         match args.cleanup {

@@ -116,9 +116,11 @@ impl<T: Pod> Mapped<T> {
         Self { memory: Memory::Plain(words), entries, _value: PhantomData }
     }
 
-    /// Gives back the memory that mappings take; what is touched next is mapped again.
-    pub fn release(&mut self) {
-        if let Memory::Kernel { windows, .. } = &mut self.memory {
+    /// Where more than `most` windows are mapped, gives back the memory that they take; what is touched next is
+    /// mapped again.
+    pub fn release(&mut self, most: usize) {
+        let Memory::Kernel { windows, .. } = &mut self.memory else { return };
+        if windows.iter().filter(|window| window.get().is_some()).count() > most {
             windows.iter_mut().for_each(|window| drop(window.take()));
         }
     }

@@ -109,7 +109,7 @@ impl Scanner {
             })?;
         }
         let (mut scan, failed) = tally.finish();
-        self.maps.owners.release();
+        self.maps.owners.release(0);
         if let Some(error) = failed {
             return Err(error.into());
         }

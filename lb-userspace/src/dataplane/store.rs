@@ -141,6 +141,7 @@ impl Store for Maps {
             Step::Local(endpoint, id) => self.local_backends.put(endpoint, id),
             Step::NotLocal(endpoint) => self.local_backends.remove(&endpoint),
             Step::Slots(first, slots) => {
+                self.owners.release(OWNERS_MAPPED);
                 for (index, chunk) in (first..).zip(slots.chunks(BLOCK_SLOTS as usize)) {
                     let mut block = [0; BLOCK_SLOTS as usize];
                     block[..chunk.len()].copy_from_slice(chunk);
@@ -208,7 +209,7 @@ impl Store for Maps {
 
     fn rest(&mut self) {
         // By far the largest map.
-        self.owners.release();
+        self.owners.release(0);
     }
 }
 
@@ -234,6 +235,9 @@ impl Ranges {
         removed(map::SOURCE_RANGES, self.capacity, self.map.remove(&Self::key(range)))
     }
 }
+
+/// Windows of the slot tables that are mapped at a time: of four megabytes each.
+const OWNERS_MAPPED: usize = 4;
 
 /// Value of every entry of which only the presence counts.
 const PRESENT: u32 = 1;

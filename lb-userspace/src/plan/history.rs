@@ -44,7 +44,8 @@ pub struct Rules {
     pub ranks: Duration,
     /// A backend that left every pool lives at least this long: longer than claims take to arrive.
     pub linger: Duration,
-    /// Most backends that live on after they left every pool; the first that left end first.
+    /// Most backends that live on after they left every pool, and an eighth more for a moment; the first that
+    /// left end first.
     pub kept: usize,
     /// Least time between two looks at who agrees.
     pub rest: Duration,

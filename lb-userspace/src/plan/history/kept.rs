@@ -13,6 +13,9 @@ use crate::{
     plan::{Desired, DesiredBackend, flows::Claimed},
 };
 
+/// So much beyond the limit, as a part of it, there may be between two looks.
+const CROWD: usize = 8;
+
 #[derive(Debug, Default)]
 pub struct Kept {
     backends: BTreeMap<SocketAddr, Former>,
@@ -48,7 +51,8 @@ impl Kept {
     /// Whether [`Kept::end`] may bring something new.
     pub fn is_due(&self, rules: &Rules, now: Instant) -> bool {
         let first = self.looked.is_none() && !self.backends.is_empty();
-        first || self.next_look(rules).is_some_and(|at| now >= at)
+        let crowded = self.len() > rules.kept + rules.kept / CROWD;
+        first || crowded || self.next_look(rules).is_some_and(|at| now >= at)
     }
 
     /// The plan is a new one, which holds none of them.

@@ -126,7 +126,8 @@ impl Merger {
             true => {
                 self.vips = translate::vips(inputs.snapshot, inputs.settings);
                 let names = inputs.snapshot.services.keys();
-                names.chain(self.services.keys()).cloned().collect()
+                let known = self.services.keys().chain(self.problems.keys());
+                names.chain(known).cloned().collect()
             }
             false => self.concerned(inputs),
         };
