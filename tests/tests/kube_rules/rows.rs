@@ -105,7 +105,7 @@ pub fn rows() -> Vec<Row> {
             ["web: A c"; 2],
         ),
         row("nil-conditions", any(), &[("", "A:nil C:unready")], ["web: A"; 2]),
-        row("ending-is-not-ready", any(), &[("", "A:ready-ending C")], ["web: C"; 2]),
+        row("ready-while-ending", any(), &[("", "A:ready-ending C")], ["web: A C"; 2]),
         row("ending-as-fallback", any(), &[("", "A:ending B:dead C:unready")], ["web: A"; 2]),
         row("ending-dead", any(), &[("", "A:dead")], ["web:"; 2]),
         row("nobody", any(), &[], ["web:"; 2]),

@@ -31,7 +31,7 @@ const RACE: Duration = Duration::from_secs(10);
 pub struct Found {
     /// Name of its node.
     pub node: String,
-    /// Never true while it terminates.
+    /// While it terminates only where the Service publishes addresses that are not ready.
     pub ready: bool,
     pub serving: bool,
     pub terminating: bool,

@@ -258,7 +258,7 @@ impl<'a> Translation<'a> {
                 };
                 let found = Found {
                     node: node.to_owned(),
-                    ready: endpoint.ready && !endpoint.terminating,
+                    ready: endpoint.ready,
                     serving: endpoint.serving,
                     terminating: endpoint.terminating,
                     hinted: Hinted::of(endpoint.hints.as_deref(), own, self.zone),

@@ -298,7 +298,10 @@ where
             };
             match next {
                 Some(Ok(event)) => {
-                    wait = *RETRY.start();
+                    // A list that begins proves nothing: it may fail as the one before did.
+                    if !matches!(event, Event::Init) {
+                        wait = *RETRY.start();
+                    }
                     match self.take(event, &mut list, connection) {
                         Ok(changed) => published &= !changed,
                         Err(ended) => return ended,
