@@ -2,7 +2,7 @@
 //! Needs root, and the binary that `WEIR_KUBERNETES_BIN` names.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -96,7 +96,7 @@ fn world(known: &Known) -> World {
         services: known.services.iter().filter_map(|it| ServiceObject::read(it, false)).collect(),
         pools: known.pools.iter().map(|it| (**it).clone()).collect(),
         namespaces: known.namespaces.iter().map(labels).collect(),
-        reserved: BTreeMap::new(),
+        ..World::default()
     }
 }
 

@@ -419,6 +419,7 @@ fn service_account_may_what_agents_do_and_nothing_else() {
         (true, &["patch"], ["", "services", "default", "web"]),
         (true, &["patch"], ["", "services/status", "default", "web"]),
         (true, &["patch"], ["weir.dev", "addresspools/status", "", "public"]),
+        (true, &["patch"], ["weir.dev", "frontends/status", "", "api"]),
         (true, &["create"], ["events.k8s.io", "events", "default", ""]),
         (true, &["create"], [leases, "leases", NAMESPACE, ""]),
         (true, &["get", "update"], [leases, "leases", NAMESPACE, "weir-addresses"]),

@@ -54,8 +54,12 @@ struct Rig<'lab> {
 impl<'lab> Rig<'lab> {
     /// An agent with the rights that users grant, but for the Lease.
     fn new(lab: &'lab Lab) -> Self {
+        Self::with_rights(lab, Rights::NoLease)
+    }
+
+    fn with_rights(lab: &'lab Lab, rights: Rights) -> Self {
         let cluster = Cluster::on(&[lab.node("node-1")]).start().unwrap();
-        let account = cluster.install_account(Rights::NoLease).unwrap();
+        let account = cluster.install_account(rights).unwrap();
         Self::with(lab, cluster, &account.join("kubeconfig"))
     }
 
@@ -172,6 +176,76 @@ fn yaml_becomes_maps_and_deletion_empties_them() {
     rig.server().kubectl(&["delete", "frontends.weir.dev", "--all"]).unwrap();
     rig.server().kubectl(&["delete", "service", "web", "foreign"]).unwrap();
     eventually("the maps are empty", SOON, || rig.names().is_empty());
+}
+
+#[test]
+fn a_frontend_says_what_became_of_it_and_a_bad_one_costs_only_itself() {
+    let lab = lab();
+    let rig = Rig::with_rights(&lab, Rights::All);
+    let server = rig.server();
+    server.install_definitions().unwrap();
+    let frontend = |name: &str, address: &str, pool: &str| {
+        server
+            .apply(&format!(
+                "apiVersion: weir.dev/v1alpha1\nkind: Frontend\nmetadata: {{name: {name}}}\nspec: {{addresses: \
+                 [\"{address}\"], ports: [{{port: 6443}}], pool: {{{pool}}}}}\n"
+            ))
+            .unwrap();
+    };
+    let told = |name: &str| {
+        let object = server.get(&["frontend", name]).unwrap();
+        let current = object["status"]["observedGeneration"] == object["metadata"]["generation"];
+        let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let of = |it: &Value| {
+            format!("{} {}", it["status"].as_str().unwrap(), it["reason"].as_str().unwrap())
+        };
+        let words: Vec<_> = conditions.iter().map(of).filter(|_| current).collect();
+        (
+            words.join(", "),
+            conditions.first().map(|it| it["message"].to_string()).unwrap_or_default(),
+        )
+    };
+    let event = |name: &str, kind: &str, reason: &str| {
+        let events = server.get(&["events", "--namespace", "default"]).unwrap();
+        events["items"].as_array().unwrap().iter().any(|it| {
+            it["involvedObject"]["name"] == name && it["type"] == kind && it["reason"] == reason
+        })
+    };
+    rig.fleet.start_agent(rig.node).unwrap();
+    let [vip, other, third] = [0, 1, 2].map(|it| Lab::vips(it)[0].to_string());
+    frontend("api", &vip, "nodeSelector: {}");
+    eventually("a good one is accepted and served", SOON, || {
+        told("api").0 == "True Accepted, True Served" && event("api", "Normal", "Served")
+    });
+    let version = |name: &str| {
+        server.get(&["frontend", name]).unwrap()["metadata"]["resourceVersion"].to_string()
+    };
+    let before = version("api");
+
+    frontend("bad", &other, "members: [{address: 10.1.1.9, node: nobody}]");
+    frontend("empty", &third, "nodeSelector: {matchLabels: {role: none}}");
+    frontend("twin", &vip, "nodeSelector: {}");
+    for (name, reason, served, says) in [
+        ("bad", "Invalid", "False NotAccepted", "no object `Node/nobody`"),
+        ("empty", "Incomplete", "True Served", "has no IPv4 member in its pool"),
+        ("twin", "Conflict", "False NotAccepted", "Frontend/api has"),
+    ] {
+        eventually(&format!("{name} is told {reason}"), SOON, || {
+            let (words, message) = told(name);
+            words == format!("False {reason}, {served}") && message.contains(says)
+        });
+        eventually(&format!("an Event says that of {name}"), SOON, || {
+            event(name, "Warning", reason)
+        });
+    }
+    frontend("bad", &other, "nodeSelector: {}");
+    eventually("the mended one is accepted and served", SOON, || {
+        told("bad").0 == "True Accepted, True Served" && event("bad", "Normal", "Accepted")
+    });
+    assert_eq!(told("api").0, "True Accepted, True Served");
+    assert_eq!(version("api"), before, "a bad one costs only itself");
+    let columns = server.kubectl(&["get", "frontends", "--output", "wide"]).unwrap();
+    assert!(columns.contains("ACCEPTED") && columns.contains("Conflict"), "{columns}");
 }
 
 #[test]

@@ -15,7 +15,8 @@ use tokio::sync::watch;
 
 use super::{
     api::Connection,
-    controller::{self, Desk, ServiceObject, World},
+    controller::{self, Desk, Judged, ServiceObject, World},
+    outcome::OwnFrontends,
     snapshot::Snapshot,
 };
 use crate::model::{
@@ -32,6 +33,8 @@ pub struct Inlets {
     pub snapshot: watch::Receiver<Option<Snapshot>>,
     /// What is wanted, by all sources together.
     pub intent: watch::Receiver<Arc<Intent>>,
+    /// Our Frontends, and what became of them.
+    pub own: watch::Receiver<OwnFrontends>,
     pub members: watch::Receiver<Arc<Members>>,
     /// VIPs that this node's data plane serves.
     pub served: watch::Receiver<Arc<BTreeSet<IpAddr>>>,
@@ -49,7 +52,7 @@ pub async fn run(
     inlets: Inlets,
     ended: watch::Sender<bool>,
 ) {
-    let Inlets { connection, snapshot, intent, members, served, stop } = inlets;
+    let Inlets { connection, snapshot, intent, own, members, served, stop } = inlets;
     let (ways, client) = watch::channel(None);
     let (seen, matter) = watch::channel(None);
     let default_class = settings.default_class;
@@ -57,7 +60,7 @@ pub async fn run(
     let desk = Desk {
         client,
         snapshot: matter,
-        world: Box::new(move |it: &Snapshot| world(it, default_class, &intent.borrow())),
+        world: Box::new(move |it: &Matter| world(it, default_class, &intent.borrow())),
         served,
         stop,
         namespace: settings.namespace,
@@ -69,22 +72,32 @@ pub async fn run(
     };
     tokio::select! {
         () = controller::run(desk) => {}
-        () = forward(connection, snapshot, ways, seen) => {}
+        () = forward(connection, snapshot, own, ways, seen) => {}
     }
     ended.send_replace(true);
     pending().await
+}
+
+/// What the controller looks at.
+#[derive(Clone)]
+struct Matter {
+    snapshot: Snapshot,
+    own: OwnFrontends,
 }
 
 /// Passes on what the controller needs, and only when that has changed: endpoints change all the time.
 async fn forward(
     mut connection: watch::Receiver<Option<Arc<Connection>>>,
     mut snapshot: watch::Receiver<Option<Snapshot>>,
+    mut own: watch::Receiver<OwnFrontends>,
     ways: watch::Sender<Option<Client>>,
-    seen: watch::Sender<Option<Snapshot>>,
+    seen: watch::Sender<Option<Matter>>,
 ) {
     loop {
         ways.send_replace(connection.borrow_and_update().as_ref().map(|it| it.client.clone()));
+        let own_now = own.borrow_and_update().clone();
         let now = snapshot.borrow_and_update().clone();
+        let now = now.map(|snapshot| Matter { snapshot, own: own_now });
         seen.send_if_modified(|former| {
             let changed = match (&former, &now) {
                 (Some(former), Some(now)) => !same_matter(former, now),
@@ -99,6 +112,7 @@ async fn forward(
         let alive = tokio::select! {
             result = connection.changed() => result.is_ok(),
             result = snapshot.changed() => result.is_ok(),
+            result = own.changed() => result.is_ok(),
         };
         if !alive {
             // A sender that is gone shows as its task's end.
@@ -107,11 +121,13 @@ async fn forward(
     }
 }
 
-/// Whether nothing that addresses depend on was touched.
-fn same_matter(former: &Snapshot, now: &Snapshot) -> bool {
-    former.services.ptr_eq(&now.services)
-        && former.pools.ptr_eq(&now.pools)
-        && former.namespaces.ptr_eq(&now.namespaces)
+/// Whether nothing that what is written depends on was touched.
+fn same_matter(former: &Matter, now: &Matter) -> bool {
+    let (before, after) = (&former.snapshot, &now.snapshot);
+    before.services.ptr_eq(&after.services)
+        && before.pools.ptr_eq(&after.pools)
+        && before.namespaces.ptr_eq(&after.namespaces)
+        && former.own.is(&now.own)
 }
 
 /// How many of those that live stand before this node, in an order that all know.
@@ -123,7 +139,8 @@ fn turn(seed: &[u8; 16], members: &Members) -> usize {
     alive.filter(|(name, _)| **name != members.own && rank(name) > mine).count()
 }
 
-fn world(snapshot: &Snapshot, default_class: bool, intent: &Intent) -> World {
+fn world(matter: &Matter, default_class: bool, intent: &Intent) -> World {
+    let Matter { snapshot, own } = matter;
     let services = snapshot.services.values().filter_map(|service| {
         let object = service.object.as_ref()?;
         // It was read as if Services without a class were ours.
@@ -131,9 +148,15 @@ fn world(snapshot: &Snapshot, default_class: bool, intent: &Intent) -> World {
         Some(ServiceObject { ours, ..object.clone() })
     });
     let namespaces = snapshot.namespaces.iter();
+    let frontends = own.objects.iter().filter_map(|(name, object)| {
+        let (name, object) = (name.name.clone(), object.clone());
+        let outcome = own.outcomes.get(&name)?.clone();
+        Some(Judged { name, object, outcome })
+    });
     World {
         services: services.collect(),
         pools: snapshot.pools.values().map(|pool| (**pool).clone()).collect(),
+        frontends: frontends.collect(),
         namespaces: namespaces.map(|(name, it)| (name.name.clone(), it.labels.clone())).collect(),
         reserved: reserved(intent),
     }

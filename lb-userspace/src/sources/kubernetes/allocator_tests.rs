@@ -14,16 +14,20 @@ fn service(name: &str, class: Option<&str>) -> Service {
     Service::keep(serde_json::from_value(object).unwrap()).unwrap()
 }
 
-fn snapshot() -> Snapshot {
+fn matter() -> Matter {
     let services = [service("ours", Some(controller::CLASS)), service("classless", None)];
     let by_name = services.map(|it| (Arc::new(it.name.clone()), Arc::new(it)));
     let labels = BTreeMap::from([("tier".to_owned(), "web".to_owned())]);
     let namespace = Arc::new(Namespace { uid: "1".into(), labels });
-    Snapshot {
+    let snapshot = Snapshot {
         services: by_name.into_iter().collect(),
         namespaces: [(Arc::new(Name::new("", "d")), namespace)].into_iter().collect(),
         ..Snapshot::default()
-    }
+    };
+    let objects = ["judged", "ending"].map(|it| (Arc::new(Name::new("", it)), Arc::default()));
+    let outcomes = Arc::new([("judged".to_owned(), Default::default())].into());
+    let own = OwnFrontends { objects: objects.into_iter().collect(), outcomes };
+    Matter { snapshot, own }
 }
 
 fn intent() -> Intent {
@@ -39,12 +43,15 @@ fn intent() -> Intent {
 #[test]
 fn services_without_a_class_are_ours_only_by_default_class() {
     let ours = |default_class| {
-        let world = world(&snapshot(), default_class, &intent());
+        let world = world(&matter(), default_class, &intent());
         world.services.into_iter().map(|it| (it.uid, it.ours)).collect::<BTreeMap<_, _>>()
     };
     assert_eq!(ours(false), BTreeMap::from([("classless".into(), false), ("ours".into(), true)]));
     assert_eq!(ours(true), BTreeMap::from([("classless".into(), true), ("ours".into(), true)]));
-    assert_eq!(world(&snapshot(), false, &intent()).namespaces["d"]["tier"], "web");
+    let world = world(&matter(), false, &intent());
+    assert_eq!(world.namespaces["d"]["tier"], "web");
+    let frontends: Vec<_> = world.frontends.iter().map(|it| it.name.as_str()).collect();
+    assert_eq!(frontends, ["judged"]);
 }
 
 #[test]

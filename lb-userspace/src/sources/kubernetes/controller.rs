@@ -1,11 +1,12 @@
-//! What the holder of the Lease writes: addresses of Services, what is to be said of them, and how full
-//! the pools are.
+//! What the holder of the Lease writes: addresses of Services, what is to be said of them, how full the pools
+//! are, and what became of Frontends.
 //!
 //! [`writes`] is pure and answers with differences only: run against what it wrote it is silent. `run`
 //! does the I/O. A Service whose status says an address keeps it, so a controller that starts knows all
 //! that its predecessors gave.
 
 mod commit;
+mod frontends;
 mod object;
 mod pools;
 mod run;
@@ -24,9 +25,13 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 
-use super::crd_pool::{AddressPool, AddressPoolStatus};
+use super::{
+    crd::FrontendStatus,
+    crd_pool::{AddressPool, AddressPoolStatus},
+};
 use crate::addresses::{Inputs, Labels, ServiceName, allocate};
 
+pub use frontends::Judged;
 pub use object::ServiceObject;
 pub use run::{Desk, World, run};
 
@@ -44,6 +49,7 @@ pub const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
 pub struct State<'a> {
     pub services: &'a [ServiceObject],
     pub pools: &'a [AddressPool],
+    pub frontends: &'a [Judged],
     /// Labels by name.
     pub namespaces: &'a BTreeMap<String, Labels>,
     /// Addresses that are something else's, and whose.
@@ -58,6 +64,7 @@ pub struct State<'a> {
 pub enum Write {
     Service { target: Target, steps: Vec<Step>, notes: Vec<Note> },
     Pool { name: String, uid: String, status: Box<AddressPoolStatus>, notes: Vec<Note> },
+    Frontend { name: String, uid: String, status: FrontendStatus, notes: Vec<Note> },
 }
 
 /// A Service as it was looked at: of another version or life nothing is written.
@@ -115,5 +122,7 @@ pub fn writes(state: &State<'_>) -> Vec<Write> {
             writes.extend(pools::pool(object, usage, bad, state.now));
         }
     }
+    let frontends = state.frontends.iter();
+    writes.extend(frontends.filter_map(|it| it.told(state.served, state.now)));
     writes
 }

@@ -6,7 +6,10 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::{
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+    jiff::Timestamp,
+};
 use kube::{CustomResource, CustomResourceExt, KubeSchema};
 use saphyr::{LoadableYamlNode, Yaml, YamlEmitter};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -63,8 +66,10 @@ pub fn manifests() -> Result<String, ManifestError> {
     printcolumn = r#"{"name":"Addresses","type":"string","jsonPath":".spec.addresses"}"#,
     printcolumn = r#"{"name":"Ports","type":"string","jsonPath":".spec.ports[*].port"}"#,
     printcolumn = r#"{"name":"Policy","type":"string","jsonPath":".spec.externalTrafficPolicy","priority":1}"#,
-    printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].status"}"#,
-    printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].reason","priority":1}"#,
+    printcolumn = r#"{"name":"Accepted","type":"string","jsonPath":".status.conditions[?(@.type==\"Accepted\")].status"}"#,
+    printcolumn = r#"{"name":"Served","type":"string","jsonPath":".status.conditions[?(@.type==\"Served\")].status"}"#,
+    printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.conditions[?(@.type==\"Accepted\")].reason","priority":1}"#,
+    printcolumn = r#"{"name":"Message","type":"string","jsonPath":".status.conditions[?(@.type==\"Accepted\")].message","priority":1}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[x_kube(validation = Rule::new(
@@ -288,6 +293,7 @@ impl JsonSchema for NumberOrText {
     }
 }
 
+/// What became of it, by the agent that holds the Lease.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FrontendStatus {
@@ -295,22 +301,33 @@ pub struct FrontendStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
 }
 
-/// As Kubernetes has them.
-#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+/// As `metav1.Condition`.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
     #[serde(rename = "type")]
-    pub kind: String,
-    /// True, False or Unknown.
+    pub type_: String,
+    /// `True` or `False`.
     pub status: String,
     pub reason: String,
     pub message: String,
+    /// RFC 3339.
     pub last_transition_time: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
+}
+
+impl Condition {
+    /// With the time since which it has its status.
+    pub fn dated(self, former: &[Self], now: Timestamp) -> Self {
+        let same = |it: &&Self| it.type_ == self.type_ && it.status == self.status;
+        let since = former.iter().find(same).map(|it| it.last_transition_time.clone());
+        Self { last_transition_time: since.unwrap_or_else(|| now.to_string()), ..self }
+    }
 }
 
 #[cfg(test)]

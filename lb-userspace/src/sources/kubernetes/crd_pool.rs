@@ -7,6 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::crd::Condition;
 use crate::addresses::{Audience, BadRange, Expression, Operator, Pool, Range, Selector};
 
 /// Addresses that weir may give to Services of type LoadBalancer.
@@ -119,7 +120,7 @@ pub struct AddressPoolStatus {
     pub services: i64,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
-    pub conditions: Vec<PoolCondition>,
+    pub conditions: Vec<Condition>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
@@ -129,22 +130,6 @@ pub struct AddressCounts {
     /// Held by Services, or in use by something else in the cluster.
     pub used: i64,
     pub available: i64,
-}
-
-/// As `metav1.Condition`.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct PoolCondition {
-    #[serde(rename = "type")]
-    pub type_: String,
-    /// `True` or `False`.
-    pub status: String,
-    pub reason: String,
-    pub message: String,
-    /// RFC 3339.
-    pub last_transition_time: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub observed_generation: Option<i64>,
 }
 
 impl AddressPool {

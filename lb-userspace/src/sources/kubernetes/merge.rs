@@ -17,6 +17,7 @@ use imbl::ordmap::DiffItem;
 
 use super::{
     members::Memory,
+    outcome::{self, Outcomes},
     snapshot::{self, Name, Objects, Snapshot},
     translate::{self, SliceIndex, Translated, Translation},
 };
@@ -52,6 +53,8 @@ pub struct Merged {
     pub held: usize,
     /// Some node's kubelet is silent: what gossip says of nodes may change the outcome.
     pub half_dead: bool,
+    /// Of the snapshot's Frontends.
+    pub outcomes: Outcomes,
 }
 
 /// Merges again and again.
@@ -87,6 +90,7 @@ struct Base {
     /// What the file's Frontends have.
     taken: BTreeSet<Key>,
     problems: Vec<Problem>,
+    outcomes: Outcomes,
 }
 
 impl Merger {
@@ -111,14 +115,16 @@ impl Merger {
         let resumed = resume(file, &self.intent);
         self.enforce(resumed);
         let intent = self.intent.clone();
-        Merged { intent, problems: Vec::new(), held: 0, half_dead: false }
+        let outcomes = Outcomes::default();
+        Merged { intent, problems: Vec::new(), held: 0, half_dead: false, outcomes }
     }
 
     /// Everything together.
     pub fn merge(&mut self, inputs: &Inputs<'_>) -> Merged {
         let known = self.base.take().filter(|base| base.is_of(inputs));
         let anew = known.is_none();
-        let base = known.unwrap_or_else(|| Base::new(inputs, &self.intent));
+        let mut base = known.unwrap_or_else(|| Base::new(inputs, &self.intent));
+        base.frontends_of_kubernetes = inputs.snapshot.frontends.clone();
         for (name, [before, now]) in differing(&self.snapshot.slices, &inputs.snapshot.slices) {
             self.slices.follow(name, before.map(|it| &**it), now.map(|it| &**it));
         }
@@ -149,12 +155,14 @@ impl Merger {
         let mut problems: Vec<_> = base.problems.iter().chain(of_services).cloned().collect();
         problems.sort();
         problems.dedup();
+        let outcomes = base.outcomes.clone();
         self.base = Some(base);
         Merged {
             intent: self.intent.clone(),
             problems,
             held: self.held.values().sum(),
             half_dead: self.half_dead,
+            outcomes,
         }
     }
 
@@ -264,11 +272,16 @@ impl Base {
             frontends,
             taken,
             problems: Vec::new(),
+            outcomes: Outcomes::default(),
         };
+        let yields = |object: &&FrontendObject| keys(object).any(|key| base.taken.contains(&key));
+        let yielded = own.iter().filter(yields).map(FrontendObject::origin).collect();
         for object in own {
             let admitted = base.admit(object, former, &mut problems);
             base.frontends.extend(admitted);
         }
+        let asked = asked(inputs).map(|(name, _)| name.as_str());
+        base.outcomes = outcome::outcomes(asked, base.frontends.values(), &problems, &yielded);
         base.problems = problems;
         base
     }
@@ -278,7 +291,8 @@ impl Base {
         Arc::ptr_eq(&self.file, inputs.file)
             && self.stale == inputs.stale
             && self.nodes_of_kubernetes.ptr_eq(&inputs.snapshot.nodes)
-            && self.frontends_of_kubernetes.ptr_eq(&inputs.snapshot.frontends)
+            && differing(&self.frontends_of_kubernetes, &inputs.snapshot.frontends)
+                .all(|(_, states)| asks_the_same(states))
     }
 
     /// What of an object of Kubernetes can be in force beside the file, under its name.
@@ -392,14 +406,26 @@ fn nodes(
     nodes
 }
 
-/// Our objects in Kubernetes, under the names that they have in an intent.
+/// Our objects in Kubernetes, by name.
+fn asked<'a>(
+    inputs: &Inputs<'a>,
+) -> impl Iterator<Item = (&'a String, &'a serde_json::Value)> + use<'a> {
+    let objects = inputs.snapshot.frontends.iter().filter(|(_, object)| !object.ending);
+    objects.map(|(name, object)| (&name.name, &object.spec))
+}
+
+/// Whether an object that differs does so in its status alone, or the like.
+fn asks_the_same(states: [Option<&Arc<snapshot::Frontend>>; 2]) -> bool {
+    let [before, now] = states.map(|it| it.map(|it| (&it.spec, it.ending)));
+    before == now
+}
+
+/// They, under the names that they have in an intent.
 fn own_frontends(
     inputs: &Inputs<'_>,
     nodes: &Arc<BTreeMap<String, Node>>,
 ) -> (Vec<FrontendObject>, Vec<Problem>) {
-    let objects = inputs.snapshot.frontends.iter().filter(|(_, object)| !object.ending);
-    let objects = objects.map(|(name, object)| (&name.name, &object.spec));
-    let (good, problems) = config::frontends(objects, &inputs.file.agent, nodes);
+    let (good, problems) = config::frontends(asked(inputs), &inputs.file.agent, nodes);
     let renamed = |(name, object): (String, FrontendObject)| FrontendObject {
         name: format!("{}{name}", intent::OF_FRONTEND),
         ..object
@@ -407,9 +433,10 @@ fn own_frontends(
     (good.into_iter().map(renamed).collect(), problems)
 }
 
-type Key = (IpAddr, u16, Protocol);
+pub type Key = (IpAddr, u16, Protocol);
 
-fn keys(object: &FrontendObject) -> impl Iterator<Item = Key> + '_ {
+/// Addresses and ports of an object.
+pub fn keys(object: &FrontendObject) -> impl Iterator<Item = Key> + '_ {
     let ports = |address: &IpAddr| {
         let address = *address;
         object.ports.iter().map(move |port| (address, port.port, port.protocol))

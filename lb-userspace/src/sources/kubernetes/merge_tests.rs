@@ -159,6 +159,68 @@ fn a_frontend_in_kubernetes_has_a_name_of_its_own_and_a_bad_one_is_told() {
 }
 
 #[test]
+fn what_became_of_each_frontend_is_known_and_its_status_changes_nothing() {
+    let spec = |addresses: &[&str], port: i32, label: &str| {
+        let pool = json!({"nodeSelector": {"matchLabels": {"kubernetes.io/hostname": label}}});
+        json!({"addresses": addresses, "ports": [{"port": port}], "pool": pool})
+    };
+    let mut file = file();
+    let labels = [("kubernetes.io/hostname".to_owned(), "n1".to_owned())];
+    Arc::make_mut(&mut file.nodes).get_mut("n1").unwrap().labels = labels.into();
+    file.frontends.insert("zz-of-file".into(), Arc::new(of_file("192.0.2.80")));
+    let mut snapshot = kubernetes(&[]);
+    for (name, spec) in [
+        ("bad", spec(&["192.0.2.9"], 0, "n1")),
+        ("empty", spec(&["192.0.2.8"], 80, "n9")),
+        ("first", spec(&["192.0.2.1"], 80, "n1")),
+        ("of-file", spec(&["192.0.2.80"], 80, "n1")),
+        ("second", spec(&["192.0.2.1", "192.0.2.2"], 80, "n1")),
+        ("third", spec(&["192.0.2.1"], 81, "n1")),
+    ] {
+        snapshot = with_frontend(snapshot, name, spec);
+    }
+    let (file, settings) = (Arc::new(file), self::file().agent.kubernetes.unwrap());
+    let mut merger = Merger::new(file.clone());
+    let mut merge = |snapshot: &Snapshot| {
+        merger.merge(&Inputs {
+            file: &file,
+            stale: false,
+            settings: &settings,
+            snapshot,
+            members: &Members::assumed("n1", ["n1"]),
+            verdicts: &Verdicts::new(),
+            now: Instant::now(),
+        })
+    };
+    let before = merge(&snapshot);
+    let told = before.outcomes.iter().map(|(name, it)| {
+        let addresses: Vec<_> = it.addresses.iter().map(IpAddr::to_string).collect();
+        format!("{name} {} {} {}", addresses.join(","), it.conflict, it.wrong.join("; "))
+    });
+    for (told, wanted) in told.zip([
+        "bad  false spec.ports[0].port: 0 is out of range",
+        "empty 192.0.2.8 false spec.addresses[0]: 192.0.2.8 has no IPv4 member in its pool",
+        "first 192.0.2.1 false ",
+        "of-file  true 192.0.2.80 port 80/TCP is a Frontend's of the file, which has it",
+        "second 192.0.2.2 true Frontend/first has 192.0.2.1 port 80/TCP already",
+        "third 192.0.2.1 false ",
+    ]) {
+        assert!(told.starts_with(wanted), "{told}");
+    }
+    assert_eq!(before.outcomes.len(), 6);
+
+    let first = snapshot.frontends.get_mut(&Name::new("", "first")).unwrap();
+    Arc::make_mut(first).resource_version = "2".into();
+    let after = merge(&snapshot);
+    assert!(Arc::ptr_eq(&before.outcomes, &after.outcomes), "nothing is read anew");
+    assert!(Arc::ptr_eq(&before.intent, &after.intent));
+    let first = snapshot.frontends.get_mut(&Name::new("", "first")).unwrap();
+    Arc::make_mut(first).ending = true;
+    let after = merge(&snapshot);
+    assert_eq!((after.outcomes.get("first"), after.outcomes["second"].conflict), (None, false));
+}
+
+#[test]
 fn slots_stay_for_a_frontends_life() {
     let snapshot = with_service(kubernetes(&[]), "192.0.2.1");
     let first = merged(&file(), &file(), &snapshot, false).intent;

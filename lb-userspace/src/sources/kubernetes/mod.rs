@@ -15,6 +15,7 @@ pub mod lease;
 pub mod members;
 pub mod merge;
 pub mod near;
+pub mod outcome;
 pub mod snapshot;
 pub mod source;
 pub mod translate;

@@ -10,7 +10,7 @@ use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use kube::ResourceExt;
 
 pub use super::controller::{CLASS, FINALIZER};
-use super::{controller::ServiceObject, crd_pool::AddressPool};
+use super::{controller::ServiceObject, crd::FrontendStatus, crd_pool::AddressPool};
 
 /// By its presence, whatever its value: the node stands behind no external load balancer.
 pub const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
@@ -342,8 +342,11 @@ impl Keep for Namespace {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Frontend {
     pub spec: serde_json::Value,
+    pub uid: String,
+    pub resource_version: String,
     pub generation: i64,
     pub ending: bool,
+    pub status: FrontendStatus,
 }
 
 impl Keep for AddressPool {
@@ -359,8 +362,14 @@ impl Keep for Frontend {
     type Object = kube::core::DynamicObject;
 
     fn keep(mut object: kube::core::DynamicObject) -> Option<Self> {
+        let mut field = |name| object.data.get_mut(name).map(serde_json::Value::take);
+        // One that cannot be read is written anew.
+        let status = field("status").and_then(|it| serde_json::from_value(it).ok());
         Some(Self {
-            spec: object.data.get_mut("spec").map(serde_json::Value::take).unwrap_or_default(),
+            spec: field("spec").unwrap_or_default(),
+            status: status.unwrap_or_default(),
+            uid: object.metadata.uid.unwrap_or_default(),
+            resource_version: object.metadata.resource_version.unwrap_or_default(),
             generation: object.metadata.generation.unwrap_or_default(),
             ending: object.metadata.deletion_timestamp.is_some(),
         })

@@ -21,6 +21,7 @@ use super::{
     api::{self, Connection, Servers},
     health_ports,
     merge::{Inputs, Merged, Merger},
+    outcome::OwnFrontends,
     snapshot::Snapshot,
     watch::{self as follow, Expected, Troubles},
 };
@@ -82,6 +83,7 @@ pub fn start(
     let (snapshot, snapshot_in) = watch::channel(None);
     let (troubles, troubles_in) = watch::channel(Troubles::default());
     let (intent, intent_in) = watch::channel(first);
+    let (own, own_in) = watch::channel(OwnFrontends::default());
     let (status, status_in) = watch::channel(Arc::default());
     let doubts = Arc::new(Notify::new());
 
@@ -90,6 +92,7 @@ pub fn start(
         connection: connection_in.clone(),
         snapshot: snapshot_in.clone(),
         intent: intent_in.clone(),
+        own: own_in,
         members: inlets.members.clone(),
         served: inlets.served.clone(),
         stop: inlets.stop.clone(),
@@ -125,6 +128,7 @@ pub fn start(
         snapshot: snapshot_in,
         troubles: troubles_in,
         intent,
+        own,
         status,
         merger,
         problems: Vec::new(),
@@ -162,6 +166,7 @@ struct Source {
     snapshot: watch::Receiver<Option<Snapshot>>,
     troubles: watch::Receiver<Troubles>,
     intent: watch::Sender<Arc<Intent>>,
+    own: watch::Sender<OwnFrontends>,
     status: watch::Sender<Arc<KubernetesStatus>>,
     merger: Merger,
     /// Of the last merge, sorted.
@@ -236,11 +241,18 @@ impl Source {
         {
             tracing::warn!(object = problem.object, "{}", problem.message);
         }
-        let Merged { intent, problems, held, half_dead } = merged;
+        let Merged { intent, problems, held, half_dead, outcomes } = merged;
         (self.problems, self.held, self.half_dead) = (problems, held, half_dead);
         self.intent.send_if_modified(|former| {
             let changed = !Arc::ptr_eq(former, &intent);
             *former = intent;
+            changed
+        });
+        let objects = snapshot.map(|it| it.frontends).unwrap_or_default();
+        let own = OwnFrontends { objects, outcomes };
+        self.own.send_if_modified(|former| {
+            let changed = !former.is(&own);
+            *former = own;
             changed
         });
     }

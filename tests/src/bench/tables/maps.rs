@@ -305,7 +305,7 @@ impl Site {
     fn flip(&mut self, n: usize, wide: bool) -> Result<()> {
         let name =
             if wide { wide_name(n / 2 % WIDE) } else { narrow_name(n / 2 * 7 % self.services) };
-        let object = self.intent.frontends.get(&name).context("no such service")?;
+        let object = self.intent.frontends.get(name.as_str()).context("no such service")?;
         let count = targets(object).count();
         let target = targets(object).nth(n / 2 % count).context("a service without backends")?;
         let health = if n.is_multiple_of(2) { Health::Down("bench".into()) } else { Health::Up };

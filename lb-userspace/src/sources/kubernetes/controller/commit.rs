@@ -12,13 +12,14 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::{
-    Api, Client, ResourceExt,
-    api::{ObjectMeta, Patch, PatchParams, PostParams},
+    Api, Client, Resource, ResourceExt,
+    api::{ObjectMeta, PartialObjectMeta, Patch, PatchParams, PostParams},
 };
 use serde_json::json;
 use tokio::time::timeout;
 
 use super::{AddressPool, FINALIZER, MANAGER, Note, Step, Target, Write};
+use crate::sources::kubernetes::crd::Frontend;
 
 /// Of one request.
 const REQUEST: Duration = Duration::from_secs(5);
@@ -64,6 +65,7 @@ pub fn name(write: &Write) -> String {
     match write {
         Write::Service { target, .. } => format!("Service/{}", target.name),
         Write::Pool { name, .. } => format!("AddressPool/{name}"),
+        Write::Frontend { name, .. } => format!("Frontend/{name}"),
     }
 }
 
@@ -77,38 +79,25 @@ pub async fn commit(
     leads: impl Fn() -> bool,
 ) -> Done {
     let mut done = Done::default();
-    let (about, notes) = match write {
+    let version = &mut done.version;
+    let (written, about, notes) = match write {
         Write::Service { target, steps, notes } => {
-            if let Err(error) = service(client, target, steps, leads, &mut done.version).await {
-                done.error = Some(error.to_string());
-                return done;
-            }
-            (about_service(target), notes)
+            let written = service(client, target, steps, leads, version).await;
+            (written, about_service(target), notes)
         }
         Write::Pool { name, uid, status, notes } => {
-            let pools = Api::<AddressPool>::all(client.clone());
-            let patch = json!({
-                "apiVersion": "weir.dev/v1alpha1",
-                "kind": "AddressPool",
-                "metadata": {"name": name, "uid": uid},
-                "status": status,
-            });
-            let parameters = PatchParams::apply(MANAGER).force();
-            let patch = Patch::Apply(&patch);
-            let written = match leads() {
-                true => within(pools.patch_status(name, &parameters, &patch).boxed()).await,
-                false => Err(CommitError::NotLeading),
-            };
-            match written {
-                Ok(pool) => done.version = pool.resource_version().and_then(|it| it.parse().ok()),
-                Err(error) => {
-                    done.error = Some(error.to_string());
-                    return done;
-                }
-            }
-            (about_pool(name, uid), notes)
+            let about = about::<AddressPool>(name, uid);
+            (told::<AddressPool>(client, &about, json!(status), leads, version).await, about, notes)
+        }
+        Write::Frontend { name, uid, status, notes } => {
+            let about = about::<Frontend>(name, uid);
+            (told::<Frontend>(client, &about, json!(status), leads, version).await, about, notes)
         }
     };
+    if let Err(error) = written {
+        done.error = Some(error.to_string());
+        return done;
+    }
     for (number, note) in notes.iter().enumerate() {
         if let Err(error) = event(client, &about, note, number, me, now()).await {
             tracing::debug!(object = name(write), reason = note.reason, %error, "Event is lost");
@@ -169,6 +158,32 @@ async fn service(
     Ok(())
 }
 
+/// The whole status of an object of our own.
+async fn told<K: Resource<DynamicType = ()>>(
+    client: &Client,
+    about: &ObjectReference,
+    status: serde_json::Value,
+    leads: impl Fn() -> bool,
+    version: &mut Option<u64>,
+) -> Result<(), CommitError> {
+    if !leads() {
+        return Err(CommitError::NotLeading);
+    }
+    let objects = Api::<PartialObjectMeta<K>>::all(client.clone());
+    let object = json!({
+        "apiVersion": about.api_version,
+        "kind": about.kind,
+        "metadata": {"name": about.name, "uid": about.uid},
+        "status": status,
+    });
+    let (name, apply) =
+        (about.name.as_deref().unwrap_or_default(), PatchParams::apply(MANAGER).force());
+    let written =
+        within(objects.patch_status(name, &apply, &Patch::Apply(&object)).boxed()).await?;
+    *version = written.resource_version().and_then(|it| it.parse().ok());
+    Ok(())
+}
+
 fn about_service(target: &Target) -> ObjectReference {
     ObjectReference {
         api_version: Some("v1".into()),
@@ -180,10 +195,11 @@ fn about_service(target: &Target) -> ObjectReference {
     }
 }
 
-fn about_pool(name: &str, uid: &str) -> ObjectReference {
+/// One of our own kinds.
+fn about<K: Resource<DynamicType = ()>>(name: &str, uid: &str) -> ObjectReference {
     ObjectReference {
-        api_version: Some("weir.dev/v1alpha1".into()),
-        kind: Some("AddressPool".into()),
+        api_version: Some(K::api_version(&()).into()),
+        kind: Some(K::kind(&()).into()),
         name: Some(name.to_owned()),
         uid: Some(uid.to_owned()),
         ..ObjectReference::default()
@@ -200,6 +216,10 @@ async fn event(
 ) -> Result<(), CommitError> {
     let namespace = about.namespace.as_deref().unwrap_or("default");
     let name = about.name.as_deref().unwrap_or_default();
+    let action = match about.kind.as_deref() {
+        Some("Frontend") => "TakeUp",
+        _ => "AllocateAddress",
+    };
     let text: String = note.text.chars().take(NOTE / 4).collect();
     let event = Event {
         metadata: ObjectMeta {
@@ -209,7 +229,7 @@ async fn event(
         },
         type_: Some(if note.warning { "Warning" } else { "Normal" }.into()),
         reason: Some(note.reason.into()),
-        action: Some("AllocateAddress".into()),
+        action: Some(action.into()),
         note: Some(if note.text.len() <= NOTE { note.text.clone() } else { text }),
         regarding: Some(about.clone()),
         reporting_controller: Some(MANAGER.into()),

@@ -5,10 +5,13 @@ use k8s_openapi::jiff::Timestamp;
 use super::{Note, Write};
 use crate::{
     addresses::{BadRange, PoolUse, Usage},
-    sources::kubernetes::crd_pool::{AddressCounts, AddressPool, AddressPoolStatus, PoolCondition},
+    sources::kubernetes::{
+        crd::Condition,
+        crd_pool::{AddressCounts, AddressPool, AddressPoolStatus},
+    },
 };
 
-/// Longest list in a message.
+/// Longest [`list`] in a message.
 const LISTED: usize = 8;
 
 /// None: the status says so already.
@@ -29,16 +32,15 @@ pub fn pool(
         if !good && then.is_none_or(|then| then.message != message) {
             notes.push(Note { warning: true, reason, text: message.clone() });
         }
-        let since = then.filter(|then| then.status == status);
-        PoolCondition {
+        let condition = Condition {
             type_: type_.into(),
             status: status.into(),
             reason: reason.into(),
             message,
-            last_transition_time: since
-                .map_or_else(|| now.to_string(), |it| it.last_transition_time.clone()),
             observed_generation: generation,
-        }
+            ..Condition::default()
+        };
+        condition.dated(&former.conditions, now)
     });
     let status = AddressPoolStatus {
         ipv4: counts(usage.v4),
@@ -82,7 +84,8 @@ fn conditions(
     [ready, overlapping, exhausted]
 }
 
-fn list(parts: impl ExactSizeIterator<Item = String>) -> String {
+/// The first of them, and how many more there are.
+pub fn list(parts: impl ExactSizeIterator<Item = String>) -> String {
     let more = parts.len().saturating_sub(LISTED);
     let mut text = parts.take(LISTED).collect::<Vec<_>>().join("; ");
     if more > 0 {

@@ -21,7 +21,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::{AddressPool, ServiceObject, State, Write, commit, writes};
+use super::{AddressPool, Judged, ServiceObject, State, Write, commit, writes};
 use crate::{
     addresses::Labels,
     sources::kubernetes::lease::{self, Election},
@@ -51,6 +51,7 @@ const PAGE: u32 = 500;
 pub struct World {
     pub services: Vec<ServiceObject>,
     pub pools: Vec<AddressPool>,
+    pub frontends: Vec<Judged>,
     /// Labels by name.
     pub namespaces: BTreeMap<String, Labels>,
     /// Addresses that are something else's, and whose.
@@ -230,6 +231,7 @@ impl<'a, S> Writer<'a, S> {
         let state = State {
             services: &world.services,
             pools: &world.pools,
+            frontends: &world.frontends,
             namespaces: &world.namespaces,
             reserved: &world.reserved,
             served: &served,
@@ -327,7 +329,7 @@ fn back_off(times: u32) -> Duration {
 fn uid(write: &Write) -> &str {
     match write {
         Write::Service { target, .. } => &target.uid,
-        Write::Pool { uid, .. } => uid,
+        Write::Pool { uid, .. } | Write::Frontend { uid, .. } => uid,
     }
 }
 
@@ -340,7 +342,9 @@ impl World {
             .pools
             .iter()
             .filter_map(|it| Some((it.uid()?, number(&it.resource_version().unwrap_or_default()))));
-        services.chain(pools).collect()
+        let frontends = self.frontends.iter().map(|it| &it.object);
+        let frontends = frontends.map(|it| (it.uid.clone(), number(&it.resource_version)));
+        services.chain(pools).chain(frontends).collect()
     }
 }
 

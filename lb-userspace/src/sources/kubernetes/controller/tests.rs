@@ -3,11 +3,17 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::sources::kubernetes::{
+    outcome::Outcome,
+    snapshot::{Frontend, Keep as _},
+};
 
 /// Objects as the API server has them.
 struct Cluster {
     services: BTreeMap<String, Value>,
     pools: BTreeMap<String, Value>,
+    /// With what became of each.
+    frontends: BTreeMap<String, (Value, Outcome)>,
     served: BTreeSet<IpAddr>,
     reserved: BTreeMap<IpAddr, String>,
     now: i64,
@@ -18,6 +24,7 @@ impl Cluster {
         let mut cluster = Self {
             services: BTreeMap::new(),
             pools: BTreeMap::new(),
+            frontends: BTreeMap::new(),
             served: BTreeSet::new(),
             reserved: BTreeMap::new(),
             now: 1_000,
@@ -63,6 +70,18 @@ impl Cluster {
         );
     }
 
+    /// A Frontend that has an address, unless something is wrong with it.
+    fn frontend(&mut self, name: &str, wrong: &[&str]) {
+        let metadata = json!({"name": name, "uid": name, "resourceVersion": "1", "generation": 1});
+        let object = json!({
+            "apiVersion": "weir.dev/v1alpha1", "kind": "Frontend", "metadata": metadata, "spec": {},
+        });
+        let addresses = wrong.is_empty().then(|| "192.0.2.200".parse().unwrap());
+        let wrong = wrong.iter().map(|it| (*it).to_owned()).collect();
+        let addresses = addresses.into_iter().collect();
+        self.frontends.insert(name.into(), (object, Outcome { addresses, wrong, conflict: false }));
+    }
+
     fn edit(&mut self, name: &str, path: &str, value: Value) {
         let (parent, key) = path.rsplit_once('/').unwrap();
         let service = self.services.get_mut(name).unwrap();
@@ -77,9 +96,16 @@ impl Cluster {
         let services: Vec<_> = self.services.values().filter_map(read).collect();
         let pools: Vec<AddressPool> =
             self.pools.values().map(|it| serde_json::from_value(it.clone()).unwrap()).collect();
+        let judged = |(name, (object, outcome)): (&String, &(Value, Outcome))| Judged {
+            name: name.clone(),
+            object: Frontend::keep(serde_json::from_value(object.clone()).unwrap()).unwrap().into(),
+            outcome: outcome.clone(),
+        };
+        let frontends: Vec<_> = self.frontends.iter().map(judged).collect();
         let state = State {
             services: &services,
             pools: &pools,
+            frontends: &frontends,
             namespaces: &BTreeMap::new(),
             reserved: &self.reserved,
             served: &self.served,
@@ -96,6 +122,9 @@ impl Cluster {
         match write {
             Write::Pool { name, status, .. } => {
                 self.pools.get_mut(name).unwrap()["status"] = json!(status);
+            }
+            Write::Frontend { name, status, .. } => {
+                self.frontends.get_mut(name).unwrap().0["status"] = json!(status);
             }
             Write::Service { target, steps, .. } => {
                 let name = &target.name.name;
@@ -126,7 +155,9 @@ impl Cluster {
                 return told;
             }
             for write in writes {
-                let (Write::Service { notes, .. } | Write::Pool { notes, .. }) = write;
+                let (Write::Service { notes, .. }
+                | Write::Pool { notes, .. }
+                | Write::Frontend { notes, .. }) = write;
                 told.extend(
                     notes.into_iter().map(|note| format!("{}: {}", note.reason, note.text)),
                 );
@@ -141,9 +172,13 @@ impl Cluster {
         ingress.map(|it| it["ip"].as_str().unwrap()).collect()
     }
 
-    /// `status reason` of a condition.
+    /// `status reason` of a Service's condition.
     fn condition(&self, name: &str, type_: &str) -> String {
-        let conditions = self.services[name].pointer("/status/conditions");
+        Self::condition_of(&self.services[name], type_)
+    }
+
+    fn condition_of(object: &Value, type_: &str) -> String {
+        let conditions = object.pointer("/status/conditions");
         let conditions = conditions.and_then(Value::as_array).into_iter().flatten();
         let found = conditions.into_iter().find(|it| it["type"] == type_);
         let text = |it: &Value, key: &str| it[key].as_str().unwrap().to_owned();
@@ -422,10 +457,55 @@ fn nothing_is_taken_out_of_what_is_not_ours_although_it_is_looked_at() {
     let state = State {
         services: &[web],
         pools: &[],
+        frontends: &[],
         namespaces: &namespaces,
         reserved: &reserved,
         served: &served,
         now: Timestamp::UNIX_EPOCH,
     };
     assert!(writes(&state).is_empty());
+}
+
+#[test]
+fn frontends_are_told_what_became_of_them_and_a_mended_one_is_accepted() {
+    let mut cluster = Cluster::new(&["192.0.2.1"]);
+    cluster.settle();
+    cluster.frontend("api", &[]);
+    cluster.frontend("bad", &["spec.ports: is missing", "spec.colour: unknown field"]);
+    let said = |cluster: &Cluster, name: &str| {
+        ["Accepted", "Served"].map(|it| Cluster::condition_of(&cluster.frontends[name].0, it))
+    };
+    let wrong = "spec.ports: is missing; spec.colour: unknown field; nothing of it is in force";
+    assert_eq!(
+        cluster.settle(),
+        ["Accepted: all of it is in force".to_owned(), format!("Invalid: {wrong}")]
+    );
+    assert_eq!(said(&cluster, "api"), ["True Accepted", "False Pending"]);
+    assert_eq!(said(&cluster, "bad"), ["False Invalid", "False NotAccepted"]);
+    let status = &cluster.frontends["bad"].0["status"];
+    assert_eq!(
+        (&status["observedGeneration"], status["conditions"][0]["message"].as_str()),
+        (&json!(1), Some(wrong))
+    );
+
+    cluster.served.insert("192.0.2.200".parse().unwrap());
+    assert_eq!(cluster.settle(), ["Served: clients are served at 192.0.2.200"]);
+    let since = cluster.frontends["api"].0["status"]["conditions"].clone();
+    assert_ne!(since[0]["lastTransitionTime"], since[1]["lastTransitionTime"]);
+    cluster.served.clear();
+    assert!(cluster.round().is_empty(), "a node that has just started takes nothing back");
+
+    // Mended, and another one's now: half of what it asks for is somebody else's.
+    cluster.frontend("bad", &[]);
+    let (api, outcome) = cluster.frontends.get_mut("api").unwrap();
+    api["metadata"]["generation"] = json!(2);
+    (outcome.conflict, outcome.wrong) = (true, vec!["Frontend/bad has it".into()]);
+    assert_eq!(
+        cluster.settle(),
+        ["Conflict: Frontend/bad has it; the rest is in force", "Accepted: all of it is in force"]
+    );
+    assert_eq!(said(&cluster, "api"), ["False Conflict", "False Pending"], "of another generation");
+    cluster.frontends.get_mut("api").unwrap().1.conflict = false;
+    assert!(cluster.settle().is_empty(), "the same words are not told again");
+    assert_eq!(said(&cluster, "api")[0], "False Incomplete");
 }
