@@ -7,8 +7,10 @@ files=$1 packages=$2 hierarchies=$3
 shift 3
 export PATH="$packages/usr/bin:$packages/usr/sbin:$PATH"
 
-# What parts of Kubernetes leave in /run is the node's own.
+# What parts of Kubernetes leave in /run is the node's own, and in /var/lib, where a kubelet has a socket whose place no
+# flag moves: of two that bind it in one moment one would end.
 mount -t tmpfs run /run
+mount -t tmpfs lib /var/lib
 # What a kubelet would set for the whole machine it sets for files of the node.
 for of in kernel/panic kernel/panic_on_oops kernel/keys/root_maxbytes kernel/keys/root_maxkeys \
     vm/overcommit_memory vm/panic_on_oom; do
