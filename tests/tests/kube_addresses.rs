@@ -207,8 +207,14 @@ async fn create_with(client: &Client, name: &str, annotations: Value, spec: Valu
     Ok(())
 }
 
+fn addresses(service: &Service) -> Vec<String> {
+    let status = service.status.as_ref().and_then(|it| it.load_balancer.as_ref());
+    let ingress = status.and_then(|it| it.ingress.as_ref());
+    ingress.into_iter().flatten().filter_map(|it| it.ip.clone()).collect()
+}
+
 fn address(service: &Service) -> Option<String> {
-    service.status.as_ref()?.load_balancer.as_ref()?.ingress.as_ref()?.first()?.ip.clone()
+    addresses(service).into_iter().next()
 }
 
 async fn addressed(client: &Client, name: &str) -> Result<Service> {
@@ -368,9 +374,36 @@ fn what_cannot_be_given_is_told_and_costs_only_itself() {
 
         create_service(&client, "good").await?;
         assert_eq!(address(&addressed(&client, "good").await?).as_deref(), Some("192.0.2.11"));
+        let prefers = json!({"ipFamilyPolicy": "PreferDualStack"});
+        create_with(&client, "prefers", json!({}), prefers).await?;
+        assert_eq!(addresses(&addressed(&client, "prefers").await?), ["192.0.2.12"]);
         let foreign = services(&client).get("foreign").await?;
         assert_eq!(foreign.finalizers(), [] as [String; 0]);
         assert_eq!(foreign.status.and_then(|it| it.conditions), None, "another's");
+        finish(controller).await
+    };
+    with_server(work, |_| {});
+}
+
+#[test]
+fn a_second_family_comes_and_goes_and_the_first_address_stays() {
+    let work = async |client| {
+        create_pool(&client, "public", &["192.0.2.1-192.0.2.9", "2001:db8::1-2001:db8::9"]).await?;
+        let controller = start(&client, "one");
+        create_service(&client, "web").await?;
+        for (policy, wanted) in [
+            ("SingleStack", &["192.0.2.1"][..]),
+            ("PreferDualStack", &["192.0.2.1", "2001:db8::1"]),
+            ("RequireDualStack", &["192.0.2.1", "2001:db8::1"]),
+            ("SingleStack", &["192.0.2.1"]),
+        ] {
+            let patch = Patch::Merge(json!({"spec": {"ipFamilyPolicy": policy}}));
+            services(&client).patch("web", &PatchParams::default(), &patch).await?;
+            until(&format!("{policy} has {wanted:?}"), async || {
+                Ok((addresses(&services(&client).get("web").await?) == wanted).then_some(()))
+            })
+            .await?;
+        }
         finish(controller).await
     };
     with_server(work, |_| {});

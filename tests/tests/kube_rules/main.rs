@@ -72,6 +72,7 @@ fn every_rule_of_services_is_in_the_maps_and_deletion_empties_them() {
 
     health_ports_follow_the_endpoints(&rig);
     endpoints_of_local_are_reached_from_everywhere(&rig, vip(&rows, "local-elsewhere"));
+    a_node_without_an_endpoint_of_local_drops(&rig, vip(&rows, "local-elsewhere"));
     clients_are_refused_where_nobody_serves(&rig, vip(&rows, "nobody"));
     a_service_that_turns_into_another_type_is_withdrawn(&rig);
     nodes_that_are_excluded_announce_nothing(&mut rig);
@@ -111,6 +112,20 @@ fn endpoints_of_local_are_reached_from_everywhere(rig: &Rig<'_>, vip: IpAddr) {
     });
 }
 
+/// Where the router leads packets to it in spite of who announces.
+fn a_node_without_an_endpoint_of_local_drops(rig: &Rig<'_>, vip: IpAddr) {
+    let (client, to) = (rig.lab.client("client"), format!("{vip}/32"));
+    let get = || client.run(|| http::get(SocketAddr::new(vip, 80), ANSWER));
+    let by_node = rig.lab.node(NODES[0]).v4().to_string();
+    let route = |what: &str| {
+        let mut ip = rig.lab.router().command("ip");
+        assert!(ip.args(["route", what, &to, "via", &by_node]).status().unwrap().success());
+    };
+    route("add");
+    assert_eq!(get().server(), Err(Failure::Timeout), "neither served nor refused");
+    route("del");
+}
+
 fn clients_are_refused_where_nobody_serves(rig: &Rig<'_>, vip: IpAddr) {
     eventually("a client is refused", SOON, || {
         let get = || http::get(SocketAddr::new(vip, 80), ANSWER);
@@ -133,7 +148,8 @@ fn a_service_that_turns_into_another_type_is_withdrawn(rig: &Rig<'_>) {
     }
 }
 
-/// By the label's presence or the autoscaler's taint, until a setting lifts the label; one that is cordoned goes on.
+/// By the label's presence or the autoscaler's taint, until a setting lifts the label; one that is cordoned, or that its
+/// kubelet calls not ready, goes on.
 fn nodes_that_are_excluded_announce_nothing(rig: &mut Rig<'_>) {
     let only = |name: &str| BTreeSet::from([name.to_owned()]);
     let label = |value: Value| json!({"metadata": {"labels": {"node.kubernetes.io/exclude-from-external-load-balancers": value}}});
@@ -151,6 +167,15 @@ fn nodes_that_are_excluded_announce_nothing(rig: &mut Rig<'_>) {
     };
     eventually("both nodes announce", SOON, || announced(rig, &both));
     patch(rig, NODES[1], json!({"spec": {"unschedulable": true}}));
+    let conditions = json!([
+        {"type": "Ready", "status": "False"}, {"type": "NetworkUnavailable", "status": "True"},
+    ]);
+    let flipped = rig.server().with_client(async |client| {
+        let (nodes, status) =
+            (Api::<Node>::all(client), json!({"status": {"conditions": conditions}}));
+        Ok(nodes.patch_status(NODES[1], &PatchParams::default(), &Patch::Merge(&status)).await?)
+    });
+    flipped.unwrap();
     patch(rig, NODES[0], label("".into()));
     eventually("the labelled node announces nothing", SOON, || announced(rig, &only(NODES[1])));
     let going =

@@ -24,7 +24,7 @@ const CONTROLLERS: &str = "--controllers=serviceaccount-controller,endpointslice
 type Row = (&'static str, Value, &'static str, [&'static str; 2]);
 
 /// A and B are pods of node-1, C and D of node-2. B is not ready, D is being deleted, C's port `http` is another one.
-fn rows() -> [Row; 11] {
+fn rows() -> [Row; 12] {
     let any = || json!({});
     let published = || json!({"publishNotReadyAddresses": true});
     let by_name = json!({"ports": [{"name": "web", "port": 80, "targetPort": "http"}]});
@@ -43,6 +43,7 @@ fn rows() -> [Row; 11] {
         ("ports-by-name", by_name, "A C", ["web: A C:9090"; 2]),
         ("ending", any(), "A D", ["web: A"; 2]),
         ("all-ending", any(), "D", ["web: D"; 2]),
+        ("ending-published", published(), "A D", ["web: A D"; 2]),
         ("near-zone", near("PreferSameZone"), "A C", ["web: A", "web: C"]),
         ("near-node", near("PreferSameNode"), "A C", ["web: A", "web: C"]),
         ("both-families", json!({"ipFamilyPolicy": "RequireDualStack"}), "A", ["web: A a"; 2]),
