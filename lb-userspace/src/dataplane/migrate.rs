@@ -10,6 +10,9 @@
 //!    `egress` first, which makes no arrivals and finds all that `ingress` makes, then `ingress`.
 //! 4. Arrivals are moved; programs that know of one layout only replace these; `former-v2` goes.
 //!
+//! Where it was cut off between 2 and 4 and a weir of `v2` comes, that takes its own arrivals back: they become part of
+//! its `next`, with `v3` as what it takes over from, so that both are looked at whatever programs are attached.
+//!
 //! A map that cannot be carried stops the take-over before anything was changed: the programs of the
 //! former layout serve on, with all their flows.
 
@@ -87,6 +90,10 @@ impl Takeover {
     pub fn begin(pin_dir: &Path, limits: &Limits) -> Result<Self, MigrateError> {
         let next = pin_dir.join(NEXT);
         remove(&next)?;
+        if let Some(layout) = in_force(pin_dir) {
+            // Of a life that ended right after it had taken its own layout's arrivals back.
+            remove(&folder(pin_dir, FORMER, layout))?;
+        }
         let former = former_in(pin_dir);
         let start = |dir: PathBuf, former| {
             fs::create_dir_all(&dir).map_err(at(&dir))?;
@@ -104,12 +111,13 @@ impl Takeover {
             let former = former.map(|layout| Former::find(pin_dir, layout, &own)).transpose()?;
             return start(own, former);
         }
-        if let Some(interrupted) = former {
-            let maps = layout_dir(pin_dir, layout).join("maps");
-            Former::find(pin_dir, interrupted, &maps)?.merge_into(&maps)?;
-        }
         let (dir, maps) = (next.join("maps"), layout_dir(pin_dir, layout).join("maps"));
         fs::create_dir_all(&dir).map_err(at(&dir))?;
+        match former {
+            Some(LAYOUT_VERSION) if take_back(pin_dir, &dir, limits)? => {}
+            Some(interrupted) => Former::find(pin_dir, interrupted, &maps)?.merge_into(&maps)?,
+            None => {}
+        }
         let arrivals = share(layout, &maps, &dir, limits)?;
         start(dir, Some(Former { layout, maps, arrivals, counted: Vec::new() }))
     }
@@ -132,6 +140,8 @@ impl Takeover {
             let folder = folder(&self.pin_dir, FORMER, former.layout);
             rename(&layout_dir(&self.pin_dir, former.layout), &folder)?;
             rename(&self.pin_dir.join(NEXT), &layout_dir(&self.pin_dir, LAYOUT_VERSION))?;
+            // What was taken back is in force.
+            remove(&self::folder(&self.pin_dir, FORMER, LAYOUT_VERSION))?;
             former.maps = folder.join("maps");
             tracing::info!(from = former.layout, to = LAYOUT_VERSION, "takes over another layout");
         }
@@ -220,6 +230,29 @@ fn former_in(pin_dir: &Path) -> Option<u32> {
     layouts(pin_dir, FORMER).max()
 }
 
+/// Pins this layout's own arrivals in `dir`: another layout was about to take them over. Programs may still be attached
+/// that know of no others, and what these note must not be lost. False where limits want another size.
+fn take_back(pin_dir: &Path, dir: &Path, limits: &Limits) -> Result<bool, MigrateError> {
+    let maps = folder(pin_dir, FORMER, LAYOUT_VERSION).join("maps");
+    let arrivals = ArrivalMap::ALL.map(ArrivalMap::name);
+    let mut found = Vec::new();
+    for spec in SPECS.iter().filter(|spec| arrivals.contains(&spec.name)) {
+        let path = maps.join(spec.name);
+        match info(&path)?.map(|info| spec.check(&info, Some(limits))) {
+            Some(Ok(())) => found.push((path, dir.join(spec.name))),
+            Some(Err(_)) => return Ok(false),
+            None => {}
+        }
+    }
+    found.iter().try_for_each(|(path, pin)| pin_too(path, pin))?;
+    Ok(true)
+}
+
+fn pin_too(path: &Path, pin: &Path) -> Result<(), MigrateError> {
+    let pinned = MapData::from_pin(path).map_err(map_at(path))?;
+    pinned.pin(pin).map_err(|error| at(pin)(io::Error::other(error)))
+}
+
 /// Pins maps of the same form in `dir` too. Returns the maps of arrivals that have another one.
 fn share(
     layout: u32,
@@ -232,12 +265,10 @@ fn share(
         let path = maps.join(spec.name);
         let Some(info) = info(&path)? else { continue };
         if spec.check(&info, Some(limits)).is_ok() {
-            let pinned = MapData::from_pin(&path).map_err(map_at(&path))?;
             let pin = dir.join(spec.name);
-            pinned.pin(&pin).map_err(|error| {
-                let source = io::Error::other(error);
-                MigrateError::Io { path: pin.clone(), source }
-            })?;
+            if !pin.exists() {
+                pin_too(&path, &pin)?;
+            }
             continue;
         }
         spec.check_carried(&info).map_err(|mismatch| MigrateError::Unfit { layout, mismatch })?;
@@ -440,6 +471,8 @@ mod tests {
             (vec![former(&own), next], false),
             (vec![former(&older), own.clone()], true),
             (vec![former(&own), newer.clone()], true),
+            (vec![former(&own), own.clone()], false),
+            (vec![former(&own), own.clone(), former(&newer)], true),
             (vec![former(&older), newer], true),
         ] {
             assert_eq!(start_from(&folders), (takes_over, vec![own.clone()]), "{folders:?}");

@@ -38,6 +38,13 @@ pub struct Found {
     pub hinted: Hinted,
 }
 
+impl Found {
+    /// It ends, and serves only where no other one does.
+    pub fn is_last_resort(&self) -> bool {
+        self.terminating && !self.ready
+    }
+}
+
 /// By address and port.
 pub type Endpoints = BTreeMap<SocketAddr, Found>;
 

@@ -69,7 +69,8 @@ impl Agreed {
 
 impl Near {
     pub fn among<'a>(usable: impl Iterator<Item = &'a Found>) -> Self {
-        let stay: Vec<Hinted> = usable.filter(|it| !it.terminating).map(|it| it.hinted).collect();
+        let stay = usable.filter(|it| !it.is_last_resort());
+        let stay: Vec<Hinted> = stay.map(|it| it.hinted).collect();
         let hinted = stay.iter();
         Self {
             node: Agreed::among(hinted.clone().map(|it| it.node)),
@@ -84,7 +85,7 @@ impl Near {
     }
 
     pub fn is_far(self, endpoint: &Found) -> bool {
-        if endpoint.terminating {
+        if endpoint.is_last_resort() {
             return self.any_stays;
         }
         match (self.node.us, self.zone.us) {

@@ -56,7 +56,8 @@ fn merge(object: &mut Value, patch: Value) {
 }
 
 /// A slice of `d/s` with endpoints on node n1, n2, … in turn; conditions by letter:
-/// `r`eady, `u`nready, `t`erminating and serving, `d`ead while terminating, `-` absent conditions.
+/// `r`eady, `u`nready, `t`erminating and serving, `p`ublished while it is so, `d`ead while terminating, `-` absent
+/// conditions.
 fn slice(port: Value, endpoints: &[(&str, &str, char)]) -> Value {
     let endpoints: Vec<Value> = endpoints
         .iter()
@@ -65,6 +66,7 @@ fn slice(port: Value, endpoints: &[(&str, &str, char)]) -> Value {
                 'r' => json!({"ready": true, "serving": true, "terminating": false}),
                 'u' => json!({"ready": false, "serving": false, "terminating": false}),
                 't' => json!({"ready": false, "serving": true, "terminating": true}),
+                'p' => json!({"ready": true, "serving": true, "terminating": true}),
                 'd' => json!({"ready": false, "serving": false, "terminating": true}),
                 _ => json!({}),
             };
@@ -465,6 +467,7 @@ fn who_takes_new_flows_by_conditions() {
         ("absent conditions mean ready", "-uu", "1", "1"),
         ("none ready from the beginning", "uuu", "", ""),
         ("terminating ones end their flows", "rtd", "1 (2) (3)", "1 2~ (3)"),
+        ("those that are published while they end take new flows", "rpt", "1 2 (3)", "1 2 3~"),
         ("none ready: those that serve while they end", "utu", "2", "2"),
         ("terminating ones that do not serve are no fallback", "udu", "(2)", "(2)"),
         ("nothing at all", "...", "", ""),
