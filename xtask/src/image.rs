@@ -1,7 +1,8 @@
 //! `image`: the container image, by no container engine: a static binary, one layer, an OCI archive.
 //!
-//! The same sources, compiler and `SOURCE_DATE_EPOCH` (0 unless set) make the same bytes, wherever the tree and cargo's home
-//! lie. So nothing of the machine gets in: no path, no time, no owner, no order of a folder.
+//! Nothing of the machine gets in: no path, no time but `SOURCE_DATE_EPOCH` (0 unless set), no owner, no order of a folder.
+//! But cargo names the crate `lb-common` after the folder that it lies in, as it is outside of the BPF programs' workspace,
+//! and symbols of the BPF object hold such names: builds are compared in one folder.
 
 use std::env::{self, consts::ARCH};
 use std::fs;
