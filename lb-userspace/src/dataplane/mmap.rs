@@ -20,8 +20,9 @@ use bytemuck::Pod;
 
 const WORD: usize = size_of::<u64>();
 
-/// Values of a window. So many of whatever size end on a page, however large pages are.
-const WINDOW: usize = 1 << 16;
+/// Values of a window. So many of whatever size end on a page, of 64 KiB too; more would cost a change that touches one of
+/// them as much as all their pages.
+const WINDOW: usize = 1 << 13;
 
 /// An array of `T`, whose size is a multiple of eight bytes.
 ///

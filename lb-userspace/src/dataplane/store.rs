@@ -236,8 +236,8 @@ impl Ranges {
     }
 }
 
-/// Windows of the slot tables that are mapped at a time: of four megabytes each.
-const OWNERS_MAPPED: usize = 4;
+/// Windows of the slot tables that are mapped at a time: of half a megabyte each.
+const OWNERS_MAPPED: usize = 32;
 
 /// Value of every entry of which only the presence counts.
 const PRESENT: u32 = 1;
