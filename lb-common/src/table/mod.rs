@@ -11,10 +11,11 @@
 //! - Of more backends than `slots / MIN_SHARE` only the best ranked own slots; [`Table::left_out`]
 //!   counts the others.
 //!
-//! The table remembers only the first choice of each slot (a byte a slot, or two where there are more backends
-//! than a byte counts) and the few owners that differ from it (four bytes each). [`Table::update`] repairs the first choices, which is
-//! where nearly all scoring is, and settles the owners anew; building is the same from an empty
-//! table, so an increment cannot differ from a rebuild.
+//! The table remembers only the first choice of each slot (a byte a slot, or two where there are
+//! more backends than a byte counts) and the few owners that differ from it (four bytes each).
+//! [`Table::update`] repairs the first choices, which is where nearly all scoring is, and settles
+//! the owners anew; building is the same from an empty table, so an increment cannot differ from a
+//! rebuild.
 
 mod choices;
 mod ranks;

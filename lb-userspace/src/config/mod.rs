@@ -23,7 +23,7 @@ use std::{
 
 use saphyr::{LoadableYamlNode, MarkedYamlOwned, ScanError};
 
-use crate::model::{AgentSettings, FrontendObject, Frontends, Intent, Node, Problem};
+use crate::model::{AgentSettings, FrontendObject, Frontends, Intent, Node, Problem, intent};
 use read::{Place, Report, Value};
 
 pub use frontend::default_check;
@@ -192,10 +192,7 @@ pub fn frontends<'a>(
 ) -> (BTreeMap<String, FrontendObject>, Vec<Problem>) {
     let mut intent =
         Intent { agent: agent.clone(), nodes: nodes.clone(), frontends: Frontends::new() };
-    let owners = nodes
-        .values()
-        .flat_map(|node| node.addresses.iter().map(|address| (*address, node.name.as_str())));
-    let owners: BTreeMap<IpAddr, &str> = owners.collect();
+    let owners = intent::owners_of_addresses(nodes);
     let (mut good, mut problems) = (BTreeMap::new(), Vec::new());
     for (name, spec) in objects {
         let report = Report::default();

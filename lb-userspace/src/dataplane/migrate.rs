@@ -137,12 +137,12 @@ impl Takeover {
         let Some(former) = self.former.as_mut() else { return Ok(None) };
         if self.dir != maps_dir(&self.pin_dir) {
             former.counted = copy_all(former, &self.dir)?;
-            let folder = folder(&self.pin_dir, FORMER, former.layout);
-            rename(&layout_dir(&self.pin_dir, former.layout), &folder)?;
+            let aside = folder(&self.pin_dir, FORMER, former.layout);
+            rename(&layout_dir(&self.pin_dir, former.layout), &aside)?;
             rename(&self.pin_dir.join(NEXT), &layout_dir(&self.pin_dir, LAYOUT_VERSION))?;
             // What was taken back is in force.
-            remove(&self::folder(&self.pin_dir, FORMER, LAYOUT_VERSION))?;
-            former.maps = folder.join("maps");
+            remove(&folder(&self.pin_dir, FORMER, LAYOUT_VERSION))?;
+            former.maps = aside.join("maps");
             tracing::info!(from = former.layout, to = LAYOUT_VERSION, "takes over another layout");
         }
         Ok(self.former)

@@ -345,6 +345,12 @@ impl Node {
     }
 }
 
+/// Whose each node's address is, by name.
+pub fn owners_of_addresses(nodes: &BTreeMap<String, Node>) -> BTreeMap<IpAddr, &str> {
+    let owned = nodes.values().flat_map(|node| node.addresses.iter().map(move |it| (*it, node)));
+    owned.map(|(address, node)| (address, node.name.as_str())).collect()
+}
+
 /// Object of kind `Frontend`: addresses × ports over one pool.
 #[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -385,6 +391,15 @@ impl FrontendObject {
         let alike = |range: &&Cidr| range.address().is_ipv4() == address.is_ipv4();
         let alike = || self.source_ranges.iter().filter(alike).copied().collect();
         (!self.source_ranges.is_empty()).then(alike)
+    }
+
+    /// What no other object may have: each of its addresses with each of its ports.
+    pub fn keys(&self) -> impl Iterator<Item = (IpAddr, u16, Protocol)> + '_ {
+        let ports = |address: &IpAddr| {
+            let address = *address;
+            self.ports.iter().map(move |port| (address, port.port, port.protocol))
+        };
+        self.addresses.iter().flat_map(ports)
     }
 
     /// Whether every node has a table of its own for it.

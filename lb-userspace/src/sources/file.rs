@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     config::{self, Beside, ConfigErrors, Overrides},
-    model::{AgentSettings, FrontendObject, Intent, Protocol},
+    model::{AgentSettings, FrontendObject, Intent},
 };
 
 /// How often the file is looked at. A change counts once it was seen twice: a file that is being
@@ -350,13 +350,13 @@ fn keep_settings(old: &AgentSettings, new: AgentSettings) -> AgentSettings {
 fn keep_slots(old: &Intent, new: &mut Intent) -> Result<(), Vec<String>> {
     let mut known: BTreeMap<_, u32> = BTreeMap::new();
     for object in old.frontends.values() {
-        known.extend(keys(object).map(|key| (key, old.slots(object))));
+        known.extend(object.keys().map(|key| (key, old.slots(object))));
     }
     let mut problems = Vec::new();
     let default = new.agent.default_slots;
     let mut settled = Vec::new();
     for (name, object) in &new.frontends {
-        let mut kept: Vec<u32> = keys(object).filter_map(|key| known.get(&key).copied()).collect();
+        let mut kept: Vec<u32> = object.keys().filter_map(|key| known.get(&key).copied()).collect();
         kept.sort_unstable();
         kept.dedup();
         let wanted = object.slots.or(kept.first().copied()).unwrap_or(default);
@@ -375,13 +375,6 @@ fn keep_slots(old: &Intent, new: &mut Intent) -> Result<(), Vec<String>> {
     }
     new.frontends.extend(settled);
     if problems.is_empty() { Ok(()) } else { Err(problems) }
-}
-
-fn keys(object: &FrontendObject) -> impl Iterator<Item = (std::net::IpAddr, u16, Protocol)> {
-    object
-        .addresses
-        .iter()
-        .flat_map(|address| object.ports.iter().map(|port| (*address, port.port, port.protocol)))
 }
 
 /// Names, as in the file, of the settings that differ and need a restart.

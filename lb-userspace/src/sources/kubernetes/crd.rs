@@ -322,6 +322,24 @@ pub struct Condition {
 }
 
 impl Condition {
+    /// Of an object's generation; [`Self::dated`] says since when.
+    pub fn new(
+        type_: &str,
+        holds: bool,
+        reason: &str,
+        message: String,
+        generation: Option<i64>,
+    ) -> Self {
+        Self {
+            type_: type_.into(),
+            status: if holds { "True" } else { "False" }.into(),
+            reason: reason.into(),
+            message,
+            observed_generation: generation,
+            ..Self::default()
+        }
+    }
+
     /// With the time since which it has its status.
     pub fn dated(self, former: &[Self], now: Timestamp) -> Self {
         let same = |it: &&Self| it.type_ == self.type_ && it.status == self.status;

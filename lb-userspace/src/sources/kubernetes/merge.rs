@@ -255,8 +255,8 @@ impl Base {
         let (own, found) = own_frontends(inputs, &nodes);
         problems.extend(found);
         let of_file = inputs.file.frontends.iter().filter(|(_, object)| !object.of_kubernetes());
-        let taken = of_file.clone().flat_map(|(_, object)| keys(object)).collect();
-        let owners = owners(&nodes);
+        let taken = of_file.clone().flat_map(|(_, object)| object.keys()).collect();
+        let owners = intent::owners_of_addresses(&nodes);
         let placed = |object: &Arc<FrontendObject>| {
             let mut object = object.clone();
             place(&mut object, &owners);
@@ -274,7 +274,7 @@ impl Base {
             problems: Vec::new(),
             outcomes: Outcomes::default(),
         };
-        let yields = |object: &&FrontendObject| keys(object).any(|key| base.taken.contains(&key));
+        let yields = |object: &&FrontendObject| object.keys().any(|key| base.taken.contains(&key));
         let yielded = own.iter().filter(yields).map(FrontendObject::origin).collect();
         for object in own {
             let admitted = base.admit(object, former, &mut problems);
@@ -433,32 +433,17 @@ fn own_frontends(
     (good.into_iter().map(renamed).collect(), problems)
 }
 
-pub type Key = (IpAddr, u16, Protocol);
-
-/// Addresses and ports of an object.
-pub fn keys(object: &FrontendObject) -> impl Iterator<Item = Key> + '_ {
-    let ports = |address: &IpAddr| {
-        let address = *address;
-        object.ports.iter().map(move |port| (address, port.port, port.protocol))
-    };
-    object.addresses.iter().flat_map(ports)
-}
+type Key = (IpAddr, u16, Protocol);
 
 /// Drops addresses on which the file has one of the object's ports.
 fn yield_to_file(object: &mut FrontendObject, taken: &BTreeSet<Key>, problems: &mut Vec<Problem>) {
-    let lost: BTreeSet<Key> = keys(object).filter(|key| taken.contains(key)).collect();
+    let lost: BTreeSet<Key> = object.keys().filter(|key| taken.contains(key)).collect();
     for (address, port, protocol) in &lost {
         let message =
             format!("{address} port {port}/{protocol} is a Frontend's of the file, which has it");
         problems.push(Problem { object: object.origin(), message });
     }
     object.addresses.retain(|address| !lost.iter().any(|(it, ..)| it == address));
-}
-
-/// Whose each node's address is.
-fn owners(nodes: &BTreeMap<String, Node>) -> BTreeMap<IpAddr, &str> {
-    let owned = nodes.values().flat_map(|node| node.addresses.iter().map(move |it| (*it, node)));
-    owned.map(|(address, node)| (address, node.name.as_str())).collect()
 }
 
 /// Members of the file with a node's own address are on that node.

@@ -3,7 +3,8 @@
 //! Pure. The hints of EndpointSlices say whose clients an endpoint is meant for; the node that sends a client's
 //! packets on stands for the client. As a whole or not at all: where every usable endpoint is meant for some
 //! nodes, and one for this node, only those for this node are near; else the same with zones; else all are.
-//! What terminates serves only where nothing else does, so it says nothing and is far from everybody else.
+//! What terminates and is not ready serves only where nothing else does, so it says nothing and is far from everybody
+//! else.
 
 use super::{members::Found, snapshot::Hints};
 

@@ -6,10 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{
-    merge::keys,
-    snapshot::{Frontend, Objects},
-};
+use super::snapshot::{Frontend, Objects};
 use crate::model::{FrontendObject, Problem, intent};
 
 /// By name.
@@ -66,7 +63,7 @@ pub fn outcomes<'a>(
     for object in in_force.filter(|it| it.name.starts_with(intent::OF_FRONTEND)) {
         let origin = object.origin();
         let Some((_, outcome)) = by_origin.get_mut(&origin) else { continue };
-        for key in keys(object) {
+        for key in object.keys() {
             let owner = taken.entry(key).or_insert_with(|| origin.clone());
             let (address, port, protocol) = key;
             if *owner == origin {

@@ -140,12 +140,10 @@ pub struct Translation<'a> {
 impl<'a> Translation<'a> {
     pub fn new(inputs: &'a Inputs<'a>, memory: &mut Memory) -> Self {
         let (view, half_dead) = look_at_nodes(inputs, memory);
-        let owners = inputs.nodes.values();
-        let owners =
-            owners.flat_map(|node| node.addresses.iter().map(|it| (*it, node.name.as_str())));
+        let owners = intent::owners_of_addresses(inputs.nodes);
         let own = inputs.nodes.get(inputs.own);
         let zone = own.and_then(|node| node.labels.get(ZONE)).map(String::as_str);
-        Self { inputs, view, half_dead, owners: owners.collect(), zone }
+        Self { inputs, view, half_dead, owners, zone }
     }
 
     /// What one of them becomes: nothing, if it is not ours, ends, or has no address.

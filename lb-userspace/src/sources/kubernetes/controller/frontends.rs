@@ -32,23 +32,16 @@ impl Judged {
         let mut notes = Vec::new();
         let conditions = [self.accepted(), self.served(served)];
         let conditions = conditions.map(|(type_, good, reason, message)| {
-            let status = if good { "True" } else { "False" };
+            let now_is = Condition::new(type_, good, reason, message, generation);
             let then = former.conditions.iter().find(|it| it.type_ == type_);
-            let is_known =
-                |then: &Condition| then.status == status && (good || then.message == message);
+            let is_known = |then: &Condition| {
+                then.status == now_is.status && (good || then.message == now_is.message)
+            };
             // What is not served is being set up, or not accepted and told.
             if !then.is_some_and(is_known) && (good || type_ == ACCEPTED) {
-                notes.push(Note { warning: !good, reason, text: message.clone() });
+                notes.push(Note { warning: !good, reason, text: now_is.message.clone() });
             }
-            let condition = Condition {
-                type_: type_.into(),
-                status: status.into(),
-                reason: reason.into(),
-                message,
-                observed_generation: generation,
-                ..Condition::default()
-            };
-            condition.dated(&former.conditions, now)
+            now_is.dated(&former.conditions, now)
         });
         let status =
             FrontendStatus { observed_generation: generation, conditions: conditions.into() };

@@ -26,21 +26,13 @@ pub fn pool(
     let conditions = conditions(usage, bad);
     let mut notes = Vec::new();
     let conditions = conditions.into_iter().map(|(type_, good, reason, message)| {
-        // `Ready` is good when true, the others when false.
-        let status = if good == (type_ == READY) { "True" } else { "False" };
         let then = former.conditions.iter().find(|it| it.type_ == type_);
         if !good && then.is_none_or(|then| then.message != message) {
             notes.push(Note { warning: true, reason, text: message.clone() });
         }
-        let condition = Condition {
-            type_: type_.into(),
-            status: status.into(),
-            reason: reason.into(),
-            message,
-            observed_generation: generation,
-            ..Condition::default()
-        };
-        condition.dated(&former.conditions, now)
+        // `Ready` is good when true, the others when false.
+        let holds = good == (type_ == READY);
+        Condition::new(type_, holds, reason, message, generation).dated(&former.conditions, now)
     });
     let status = AddressPoolStatus {
         ipv4: counts(usage.v4),
