@@ -11,6 +11,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::process::CommandExt as _;
+use crate::rustc;
 use crate::toolchain::{self, Toolchain};
 use crate::workspace::{cargo_home, hash_files};
 
@@ -117,6 +118,7 @@ fn cargo(
         .current_dir(source.join("lb-ebpf"))
         .env("CARGO_TARGET_DIR", work)
         .env("CARGO_ENCODED_RUSTFLAGS", flags(source, toolchain, linker)?.join("\u{1f}"));
+    rustc::stand_in(&mut command)?;
     Ok(command)
 }
 

@@ -1,8 +1,7 @@
 //! `image`: the container image, by no container engine: a static binary, one layer, an OCI archive.
 //!
-//! Nothing of the machine gets in: no path, no time but `SOURCE_DATE_EPOCH` (0 unless set), no owner, no order of a folder.
-//! But cargo names the crate `lb-common` after the folder that it lies in, as it is outside of the BPF programs' workspace,
-//! and symbols of the BPF object hold such names: builds are compared in one folder.
+//! The same sources, compilers and `SOURCE_DATE_EPOCH` (0 unless set) make the same bytes, wherever the tree lies. So nothing
+//! of the machine gets in: no path, no time, no owner, no order of a folder.
 
 use std::env::{self, consts::ARCH};
 use std::fs;

@@ -14,6 +14,7 @@ mod image;
 mod kubernetes;
 mod process;
 mod revision;
+mod rustc;
 mod setup;
 mod suite;
 mod toolchain;
@@ -136,6 +137,9 @@ enum Output {
 }
 
 fn main() -> Result<()> {
+    if let Some(why_not) = rustc::become_it() {
+        return Err(why_not).context("start the compiler of the BPF programs");
+    }
     let args = Args::parse();
     let workspace = Workspace::find()?;
     match args.command {
