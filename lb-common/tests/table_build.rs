@@ -116,7 +116,7 @@ proptest! {
                 // Many changes at once.
                 _ => pool = pool.iter().copied().filter(|b| b.addr.octets()[15] % 3 != 0).chain((n..n + 7).map(|n| backend(n, weight))).collect(),
             }
-            table.update(&pool);
+            table = table.updated(&pool);
             prop_assert_eq!(&table, &Table::build(&pool, slots, &SEED));
         }
     }
@@ -155,7 +155,7 @@ fn default_slots_with_many_backends_equal_the_sorted_pairs() {
 #[test]
 fn the_largest_table_is_built_and_updated() {
     let mut table = Table::build(&pool(40), MAX_SLOTS as u16, &SEED);
-    table.update(&pool(41));
+    table = table.updated(&pool(41));
     assert!(table == Table::build(&pool(41), MAX_SLOTS as u16, &SEED));
 }
 
@@ -166,11 +166,11 @@ fn without_backends_every_slot_is_0_and_with_one_all_are_its() {
     table.owners(&mut out, &[]);
     assert_eq!(out, [0; 50]);
     assert_eq!(table.owner(0), None);
-    table.update(&pool(1));
+    table = table.updated(&pool(1));
     table.owners(&mut out, &[9]);
     assert_eq!(out, [9; 50]);
     assert_eq!((table.owner(49), table.owner(50)), (Some(0), None));
-    table.update(&[]);
+    table = table.updated(&[]);
     table.owners(&mut out, &[]);
     assert_eq!(out, [0; 50]);
 }
@@ -196,11 +196,11 @@ fn pools_beyond_the_limit_leave_the_worst_ranked_out_and_moves_stay_few() {
     let unused = pool(25).into_iter().find(|b| !table.backends().contains(b)).unwrap();
     let fewer: Vec<_> = pool(25).into_iter().filter(|b| *b != unused).collect();
     let mut less = table.clone();
-    less.update(&fewer);
+    less = less.updated(&fewer);
     assert_eq!((less.left_out(), owners(&less)), (14, owners(&table)));
     // An owner leaves: exactly one other takes its place.
     let gone = table.backends()[3];
-    less.update(&fewer.iter().copied().filter(|b| *b != gone).collect::<Vec<_>>());
+    less = less.updated(&fewer.iter().copied().filter(|b| *b != gone).collect::<Vec<_>>());
     assert_eq!(less.backends().iter().filter(|b| !table.backends().contains(b)).count(), 1);
 }
 
@@ -266,8 +266,7 @@ fn ranks_foresee_who_owns_a_slot_when_its_owner_leaves() {
         let ranks: Vec<_> = full.ranks().collect();
         let (mut total, mut hits, mut found) = (0.0, 0.0, 0.0);
         for gone in 0..full.backends().len().min(10) {
-            let mut fewer = full.clone();
-            fewer.update(
+            let fewer = full.updated(
                 &pool(count)
                     .into_iter()
                     .filter(|b| *b != full.backends()[gone])

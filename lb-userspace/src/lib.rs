@@ -11,7 +11,7 @@ pub mod cli;
 pub mod config;
 pub mod dataplane;
 pub mod health;
-mod heap;
+pub mod heap;
 pub mod membership;
 pub mod model;
 pub mod netlink;

@@ -168,7 +168,7 @@ fn install(linked: &Path, work: &Path, out: &Path) -> Result<()> {
 /// One line for each thing that the object depends on; equal stamps mean equal objects.
 fn stamp(source: &Path, toolchain: &Toolchain, out: &Path) -> Result<String> {
     Ok(format!(
-        "{}\nbpf-linker {} llvm-{}\n{}\n{}\nsources {:016x}\n",
+        "{}\nbpf-linker {} llvm-{}\ncrates named after themselves\n{}\n{}\nsources {:016x}\n",
         toolchain.version,
         toolchain::BPF_LINKER,
         toolchain::LLVM,

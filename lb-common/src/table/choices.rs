@@ -19,12 +19,10 @@ impl Choices {
     }
 
     /// Choices among so many backends.
-    pub fn pack(choices: Vec<u16>, backends: usize) -> Self {
+    pub fn pack(choices: &[u16], backends: usize) -> Self {
         match backends <= NO_BYTE.into() {
-            true => {
-                let byte = |choice: u16| u8::try_from(choice).unwrap_or(NO_BYTE);
-                Self::Bytes(choices.into_iter().map(byte).collect())
-            }
+            // All indices fit, and of what stands for none the lower half stands for none.
+            true => Self::Bytes(choices.iter().map(|&choice| choice as u8).collect()),
             false => Self::Words(choices.into()),
         }
     }
@@ -79,7 +77,7 @@ mod tests {
         for backends in [0_u16, 1, 254, 255, 256, 3000] {
             let last = backends.checked_sub(1).unwrap_or(NONE);
             let all = vec![last, NONE, 0];
-            let packed = Choices::pack(all.clone(), backends.into());
+            let packed = Choices::pack(&all, backends.into());
             assert_eq!(matches!(packed, Choices::Bytes(_)), backends <= 255);
             assert_eq!((packed.unpack(), packed.len()), (all.clone(), 3));
             assert_eq!([0, 1, 2].map(|slot| packed.get(slot).unwrap()), all[..]);

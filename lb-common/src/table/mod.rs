@@ -13,7 +13,7 @@
 //!
 //! The table remembers only the first choice of each slot (a byte a slot, or two where there are
 //! more backends than a byte counts) and the few owners that differ from it (four bytes each).
-//! [`Table::update`] repairs the first choices, which is where nearly all scoring is, and settles
+//! [`Table::updated`] repairs the first choices, which is where nearly all scoring is, and settles
 //! the owners anew; building is the same from an empty table, so an increment cannot differ from a
 //! rebuild.
 
@@ -29,7 +29,7 @@ use crate::{
     net::{Addr, Port},
     siphash,
 };
-use alloc::vec::Vec;
+use alloc::{vec, vec::Vec};
 use choices::Choices;
 use core::{
     cmp::{Ordering, Reverse},
@@ -100,36 +100,33 @@ impl Table {
     /// greatest weight counts. Without backends no slot has an owner.
     pub fn build(backends: &[Backend], slots: u16, seed: &Seed) -> Self {
         let first = Choices::none(slots);
-        let mut table =
+        let none =
             Self { seed: *seed, backends: Vec::new(), left_out: 0, first, moved: Vec::new() };
-        table.update(backends);
-        table
+        none.updated(backends)
     }
 
-    /// Makes this the table of another set of backends: exactly what `build` would make, for less
-    /// the less has changed.
+    /// The table of another set of backends: exactly what `build` would make, for less the less has changed.
     ///
     /// A backend that left costs one score per remaining backend for each slot that preferred it, a
     /// new one two scores a slot; settling costs up to one score a slot, and one a backend for each
     /// slot that is refused.
-    pub fn update(&mut self, backends: &[Backend]) {
+    pub fn updated(&self, backends: &[Backend]) -> Self {
         let (chosen, left_out) = choose(backends, self.first.len(), &self.seed);
-        self.left_out = left_out;
         if chosen == self.backends {
-            return;
+            return Self { left_out, ..self.clone() };
         }
         let columns = Columns::new(&self.seed, &chosen);
         let (new_index, added) = compare(&self.backends, &chosen);
-        self.backends = chosen;
 
         let mut first = self.first.unpack();
-        let mut orphans = Vec::new();
+        // Without branches: nothing foretells which slots have lost their choice.
+        let (mut orphans, mut count) = (vec![0; first.len()], 0);
         for (slot, first) in (0..).zip(&mut first) {
             *first = new_index.get(usize::from(*first)).copied().unwrap_or(NONE);
-            if *first == NONE {
-                orphans.push(slot);
-            }
+            orphans[count] = slot;
+            count += usize::from(*first == NONE);
         }
+        orphans.truncate(count);
         if !added.is_empty() {
             let kept = (0..).zip(first.iter()).filter(|&(_, first)| *first != NONE);
             let kept: Vec<u16> = kept.map(|(slot, _)| slot).collect();
@@ -141,11 +138,12 @@ impl Table {
             });
         }
         columns.best(&orphans, |slot, index, _| first[usize::from(slot)] = index);
-        self.moved = match self.backends.is_empty() {
+        let moved = match chosen.is_empty() {
             true => Vec::new(),
-            false => settle::settle(&columns, &first, &self.capacities()),
+            false => settle::settle(&columns, &first, &capacities(&chosen, first.len())),
         };
-        self.first = Choices::pack(first, self.backends.len());
+        let first = Choices::pack(&first, chosen.len());
+        Self { seed: self.seed, backends: chosen, left_out, first, moved }
     }
 
     /// The backends that own slots, sorted: an index into this is what the table's other answers
@@ -184,20 +182,20 @@ impl Table {
             out[usize::from(slot)] = ids[usize::from(index)];
         }
     }
+}
 
-    /// How many slots each backend may own: its share and the bound beyond, rounded down, but at
-    /// least its share rounded up, so that all slots find room.
-    fn capacities(&self) -> Vec<u32> {
-        let slots = self.slots() as u64;
-        let total: u64 = self.backends.iter().map(|b| u64::from(b.weight.get())).sum();
-        let tight = slots >= TIGHT_SHARE * self.backends.len() as u64;
-        let bound = if tight { TIGHT_BOUND } else { BOUND };
-        let capacity = |b: &Backend| {
-            let share = slots * u64::from(b.weight.get());
-            share.div_ceil(total).max(share * (100 + bound) / (100 * total)) as u32
-        };
-        self.backends.iter().map(capacity).collect()
-    }
+/// How many slots each backend may own: its share and the bound beyond, rounded down, but at
+/// least its share rounded up, so that all slots find room.
+fn capacities(backends: &[Backend], slots: usize) -> Vec<u32> {
+    let slots = slots as u64;
+    let total: u64 = backends.iter().map(|b| u64::from(b.weight.get())).sum();
+    let tight = slots >= TIGHT_SHARE * backends.len() as u64;
+    let bound = if tight { TIGHT_BOUND } else { BOUND };
+    let capacity = |b: &Backend| {
+        let share = slots * u64::from(b.weight.get());
+        share.div_ceil(total).max(share * (100 + bound) / (100 * total)) as u32
+    };
+    backends.iter().map(capacity).collect()
 }
 
 /// Names a set of backends with a number of slots under a seed: equal digests, equal tables. Order

@@ -7,7 +7,7 @@
 //! and of rank 2 to 4 for 97 to 100 %; the same holds for the owner before one joined.
 
 use super::{
-    Table,
+    Table, capacities,
     score::{Columns, Score},
 };
 use alloc::{vec, vec::Vec};
@@ -61,7 +61,9 @@ impl Table {
             *worst = Some(worst.map_or(score, |worst| worst.min(score)));
             load[usize::from(index)] += 1;
         }
-        for ((worst, load), capacity) in worst.iter_mut().zip(load).zip(self.capacities()) {
+        for ((worst, load), capacity) in
+            worst.iter_mut().zip(load).zip(capacities(&self.backends, self.slots()))
+        {
             if load < capacity {
                 *worst = None;
             }

@@ -15,7 +15,11 @@ use core::cmp::Reverse;
 
 /// Rank of a (slot, backend) pair; the greater ranks first.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub struct Score(u128);
+pub struct Score {
+    /// The complement of the cost; 0 where the hash alone decides.
+    thrift: u64,
+    hash: u64,
+}
 
 /// The score by which a pool that is too large for its table picks the backends that own slots.
 pub(super) fn admission(seed: &Seed, backend: &Backend) -> Score {
@@ -71,7 +75,7 @@ impl Column {
     }
 
     fn weighted(&self, hash: u64) -> Score {
-        Score(u128::from(!self.cost(hash)) << 64 | u128::from(hash))
+        Score { thrift: !self.cost(hash), hash }
     }
 }
 
@@ -114,7 +118,7 @@ impl Columns {
     #[inline(always)]
     fn rank(&self, column: &Column, hash: u64) -> Score {
         match self.equal_weights {
-            true => Score(hash.into()),
+            true => Score { thrift: 0, hash },
             false => column.weighted(hash),
         }
     }

@@ -71,26 +71,42 @@ struct Round<'a> {
 impl Round<'_> {
     /// All slots ask their first choice at once.
     fn ask_first(&mut self) {
-        let full: Vec<bool> =
-            self.load.iter().zip(self.capacity).map(|(load, capacity)| load > capacity).collect();
-        let mut asking = vec![Vec::new(); self.load.len()];
-        for (slot, &index) in (0..).zip(&self.owner) {
-            let i = usize::from(index);
-            if full[i] {
-                asking[i].push(slot);
+        let asking = self.by_owner();
+        let mut start = 0;
+        for (i, &capacity) in self.capacity.iter().enumerate() {
+            let slots = &asking[start..start + self.load[i] as usize];
+            start += slots.len();
+            if self.load[i] <= capacity {
+                continue;
             }
-        }
-        for (i, slots) in asking.iter().enumerate().filter(|(_, slots)| !slots.is_empty()) {
             let mut asking = Vec::with_capacity(slots.len());
             self.columns.subset(&[i as u16]).best(slots, |slot, _, score| {
                 asking.push(Reverse((score, Reverse(slot))));
             });
-            let capacity = self.capacity[i] as usize;
-            asking.select_nth_unstable(capacity);
-            self.free.extend(asking.drain(capacity..).map(|Reverse((_, Reverse(slot)))| slot));
+            asking.select_nth_unstable(capacity as usize);
+            let refused = asking.drain(capacity as usize..);
+            self.free.extend(refused.map(|Reverse((_, Reverse(slot)))| slot));
             self.held[i] = asking.into();
-            self.load[i] = self.capacity[i];
+            self.load[i] = capacity;
         }
+    }
+
+    /// All slots, those of the first backend first; each backend's in order.
+    fn by_owner(&self) -> Vec<u16> {
+        let mut end = 0;
+        let starts = self.load.iter().map(|load| {
+            let start = end;
+            end += *load as usize;
+            start
+        });
+        let mut next: Vec<usize> = starts.collect();
+        let mut sorted = vec![0; self.owner.len()];
+        for (slot, &index) in (0..).zip(&self.owner) {
+            let next = &mut next[usize::from(index)];
+            sorted[*next] = slot;
+            *next += 1;
+        }
+        sorted
     }
 
     /// A refused slot asks the best backend that would have it. Those that refused it hold better

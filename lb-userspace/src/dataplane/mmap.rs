@@ -151,12 +151,17 @@ impl<T: Pod> Mapped<T> {
         self.entries
     }
 
-    fn value(&self, index: u32) -> Option<&[AtomicU64]> {
-        let (number, at) = (index as usize / WINDOW, index as usize % WINDOW);
+    /// The words of a window; none where no memory is left to map it.
+    fn mapped(&self, number: usize) -> Option<&[AtomicU64]> {
         let window = self.window(number).inspect_err(|error| {
             tracing::error!(%error, "a part of a map cannot be mapped");
         });
-        window.ok()?.get(at * Self::WORDS..(at + 1) * Self::WORDS)
+        window.ok()
+    }
+
+    fn value(&self, index: u32) -> Option<&[AtomicU64]> {
+        let (number, at) = (index as usize / WINDOW, index as usize % WINDOW);
+        self.mapped(number)?.get(at * Self::WORDS..(at + 1) * Self::WORDS)
     }
 
     /// The value at an index, word by word; none beyond the end, or where no memory is left to map it.
@@ -196,6 +201,29 @@ impl<T: Pod> Mapped<T> {
         true
     }
 
+    /// Writes values from an index on, for readers who are not there yet; false where they go beyond the end.
+    #[must_use]
+    pub fn set_all(&self, first: u32, values: &[T]) -> bool {
+        let (mut index, mut values) = (first as usize, values);
+        while !values.is_empty() {
+            let (number, at) = (index / WINDOW, index % WINDOW);
+            let Some(words) = self.mapped(number).and_then(|it| it.get(at * Self::WORDS..)) else {
+                return false;
+            };
+            let count = values.len().min(WINDOW - at).min(words.len() / Self::WORDS);
+            if count == 0 {
+                return false;
+            }
+            let (now, later) = values.split_at(count);
+            let (bytes, _) = bytemuck::cast_slice(now).as_chunks::<WORD>();
+            for (place, bytes) in words.iter().zip(bytes) {
+                place.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
+            }
+            (index, values) = (index + count, later);
+        }
+        true
+    }
+
     /// Writes one word of a value; false beyond the end.
     #[must_use]
     pub fn set_word(&self, index: u32, at: usize, word: u64) -> bool {
@@ -218,6 +246,8 @@ mod tests {
         assert!(mapped.set(2, &backend, 2) && !mapped.set(3, &backend, 2));
         assert_eq!((mapped.get(2), mapped.get(3)), (Some(backend), None));
         assert_eq!(mapped.get(1), Some(Backend::default()));
+        assert!(mapped.set_all(1, &[backend; 2]) && !mapped.set_all(1, &[backend; 3]));
+        assert_eq!([0, 1, 2].map(|index| mapped.get(index).unwrap().node), [0, 9, 9]);
         assert!(mapped.set_word(2, 2, 0) && !mapped.set_word(2, 4, 0));
         assert_eq!(
             mapped.get(2).map(|backend| (backend.id, backend.node)),

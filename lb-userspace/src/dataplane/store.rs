@@ -142,12 +142,15 @@ impl Store for Maps {
             Step::NotLocal(endpoint) => self.local_backends.remove(&endpoint),
             Step::Slots(first, slots) => {
                 self.owners.release(OWNERS_MAPPED);
-                for (index, chunk) in (first..).zip(slots.chunks(BLOCK_SLOTS as usize)) {
-                    let mut block = [0; BLOCK_SLOTS as usize];
-                    block[..chunk.len()].copy_from_slice(chunk);
-                    beyond(map::OWNERS, index)(self.owners.set(index, &block, 0))?;
+                let (whole, rest) = slots.as_chunks::<{ BLOCK_SLOTS as usize }>();
+                let end = first + whole.len() as u32;
+                beyond(map::OWNERS, first)(self.owners.set_all(first, whole))?;
+                if rest.is_empty() {
+                    return Ok(());
                 }
-                Ok(())
+                let mut last = [0; BLOCK_SLOTS as usize];
+                last[..rest.len()].copy_from_slice(rest);
+                beyond(map::OWNERS, end)(self.owners.set_all(end, &[last]))
             }
             Step::Record(index, record) => {
                 beyond(map::RECORDS, index)(self.records.set(index, record, 0))

@@ -85,6 +85,6 @@ fn owners(table: &Table) -> Vec<Backend> {
 }
 
 fn follow(table: &mut Table, pool: &[Backend]) -> Vec<Backend> {
-    table.update(pool);
+    *table = table.updated(pool);
     owners(table)
 }

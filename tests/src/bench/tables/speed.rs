@@ -96,7 +96,7 @@ fn follow_all(tables: &mut [Table], pools: &[Vec<Backend>], arena: &mut [u32]) {
 
 /// What an agent does for a service whose pool has changed; ids are made up.
 fn follow(table: &mut Table, pool: &[Backend], out: &mut [u32]) {
-    table.update(pool);
+    *table = table.updated(pool);
     let ids: Vec<u32> = (1..).take(table.backends().len()).collect();
     table.owners(out, &ids);
 }
