@@ -2,7 +2,7 @@
 //! there is one. Pure but for the threads it builds on.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     num::NonZeroU16,
     slice,
@@ -67,14 +67,14 @@ pub fn address(backend: &Backend) -> SocketAddr {
 #[derive(Debug)]
 pub struct Tables {
     seed: Seed,
-    held: HashMap<u64, Weak<Table>>,
+    held: BTreeMap<u64, Weak<Table>>,
     /// Entries at which those of tables that are gone are swept out.
     sweep_at: usize,
 }
 
 impl Tables {
     pub fn new(seed: Seed) -> Self {
-        Self { seed, held: HashMap::new(), sweep_at: FIRST_SWEEP }
+        Self { seed, held: BTreeMap::new(), sweep_at: FIRST_SWEEP }
     }
 
     pub fn seed(&self) -> &Seed {
@@ -88,7 +88,7 @@ impl Tables {
             self.sweep_at = FIRST_SWEEP.max(2 * self.held.len());
         }
         let is_held = |digest| self.held.get(digest).is_some_and(|table| table.strong_count() > 0);
-        let mut seen = HashSet::new();
+        let mut seen = BTreeSet::new();
         pools.map(|pool| !is_held(&pool.digest) && seen.insert(pool.digest)).collect()
     }
 
