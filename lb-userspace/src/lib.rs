@@ -3,6 +3,14 @@
 //! `sources` and `health`, `membership` feed `plan`, which is pure; `dataplane` alone touches maps;
 //! `agent` alone spawns tasks and reads the clock.
 
+#![cfg_attr(
+    test,
+    expect(
+        clippy::disallowed_methods,
+        reason = "tests hold a borrow no longer than they compare it"
+    )
+)]
+
 pub mod addresses;
 pub mod agent;
 pub mod announce;
@@ -19,3 +27,4 @@ pub mod plan;
 pub mod report;
 pub mod sources;
 mod threads;
+mod watched;

@@ -16,6 +16,7 @@ use crate::{
         file::FileSource,
         kubernetes::source::{self, About, Inlets},
     },
+    watched::Watched as _,
 };
 
 /// Between two words of a start that waits.
@@ -62,7 +63,7 @@ pub fn start(
     file: &FileSource,
     checkpoint: Option<&Intent>,
 ) -> Wanted {
-    let agent = file.intent().borrow().agent.clone();
+    let agent = file.intent().copy().agent.clone();
     let (members, verdicts) =
         (watch::Sender::new(Arc::default()), watch::Sender::new(Arc::default()));
     let (served, stop) = (watch::Sender::default(), watch::Sender::new(false));
@@ -96,13 +97,13 @@ impl Wanted {
         let mut words = interval(PATIENCE);
         words.set_missed_tick_behavior(MissedTickBehavior::Delay);
         words.reset();
-        let node = self.intent.borrow().agent.node.clone();
+        let node = self.intent.copy().agent.node.clone();
         loop {
             tokio::select! {
                 // A sender that is gone shows as its task's end.
                 _ = self.intent.wait_for(known) => return,
                 _ = words.tick() => {
-                    let why = status.borrow().stale.clone().unwrap_or_default();
+                    let why = status.copy().stale.clone().unwrap_or_default();
                     tracing::warn!(node, why, "neither the file nor Kubernetes describes this node yet");
                 }
             }

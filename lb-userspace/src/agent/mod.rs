@@ -58,6 +58,7 @@ use crate::{
     netlink,
     plan::history::{self, History},
     sources::file::FileSource,
+    watched::Watched as _,
 };
 use begin::{Begun, begin};
 use memory::Memory;
@@ -210,7 +211,7 @@ impl Agent {
                 return Ok(None);
             }
         }
-        let intent = wanted.intent.borrow().clone();
+        let intent = wanted.intent.copy();
         let agent = &intent.agent;
         let (loaded, maps, heartbeat) = load(&intent)?;
         let barrier = Barrier::new().context("make the map that waits for grace periods")?;
@@ -348,8 +349,8 @@ fn wire(
     agent: &AgentSettings,
     keeper: &Keeper,
 ) -> anyhow::Result<(Inlets, state::Outlets, Orders, cluster::Allocation)> {
-    let nodes = watch::Sender::new(state::addresses(&wanted.intent.borrow()));
-    let targets = watch::Sender::new(crate::plan::targets(&wanted.intent.borrow()));
+    let nodes = watch::Sender::new(state::addresses(&wanted.intent.copy()));
+    let targets = watch::Sender::new(crate::plan::targets(&wanted.intent.copy()));
     let keys = watch::Sender::new(agent.gossip.keys.clone());
     let drained = keeper.drains().forwarding().map(str::to_owned).collect();
     let own = watch::Sender::new(Arc::new(membership::Own { drained, ..Default::default() }));

@@ -26,6 +26,7 @@ use crate::{
         KubernetesStatus, MemberStatus, RemainingStatus, TargetCause, TargetStatus,
         UnsettledStatus, VipStatus, Votes,
     },
+    watched::Watched as _,
 };
 
 /// What does not change.
@@ -107,15 +108,14 @@ impl State {
         let frontends = frontends.map(|(key, it)| (*key, it.clone(), announcer(key.address)));
         Lists {
             targets: self.basis.as_ref().map(|it| it.askers.targets.clone()).unwrap_or_default(),
-            verdicts: inlets.verdicts.borrow().clone(),
+            verdicts: inlets.verdicts.copy(),
             frontends: frontends.collect(),
         }
     }
 
     fn status(&self, inlets: &Inlets) -> AgentStatus {
-        // Copies: a borrow that lasts while the same is borrowed again waits for ever if a writer came between.
-        let source = inlets.source.borrow().clone();
-        let intent = inlets.intent.borrow().clone();
+        let source = inlets.source.copy();
+        let intent = inlets.intent.copy();
         AgentStatus {
             schema: status::SCHEMA.into(),
             node: intent.agent.node.clone(),
@@ -128,13 +128,13 @@ impl State {
             written_ms: unix_ms(SystemTime::now()),
             attachments: self.attachments.values().map(|(_, found)| found.clone()).collect(),
             problems: self.problems(inlets),
-            isolated: inlets.members.borrow().isolated,
+            isolated: inlets.members.copy().isolated,
             members: self.members(inlets),
             vips: self.vips(),
             drains: self.drains(inlets),
-            kubernetes: inlets.kubernetes.as_ref().map(|it| KubernetesStatus::clone(&it.borrow())),
+            kubernetes: inlets.kubernetes.as_ref().map(|it| KubernetesStatus::clone(&it.copy())),
             unsettled: self.unsettled(),
-            gossip: counted(&inlets.membership.borrow()),
+            gossip: counted(&inlets.membership.copy()),
             ..AgentStatus::default()
         }
     }
@@ -151,18 +151,18 @@ impl State {
         problems.extend(self.keeper.problems());
         problems.extend(self.keep.problems());
         if let Some(kubernetes) = &inlets.kubernetes {
-            problems.extend(kubernetes.borrow().problems.iter().cloned());
+            problems.extend(kubernetes.copy().problems.iter().cloned());
         }
-        problems.extend(inlets.conflicts.borrow().iter().cloned());
-        problems.extend(inlets.membership.borrow().problems.iter().cloned());
+        problems.extend(inlets.conflicts.copy().iter().cloned());
+        problems.extend(inlets.membership.copy().problems.iter().cloned());
         problems.sort();
         problems.dedup();
         problems
     }
 
     fn members(&self, inlets: &Inlets) -> Vec<MemberStatus> {
-        let (intent, report) = (inlets.intent.borrow().clone(), inlets.membership.borrow().clone());
-        let members = inlets.members.borrow().clone();
+        let (intent, report) = (inlets.intent.copy(), inlets.membership.copy());
+        let members = inlets.members.copy();
         let status = |(name, state): (&String, &MemberState)| {
             let seen = report.nodes.get(name).cloned().unwrap_or_default();
             let node = intent.nodes.get(name);
@@ -244,8 +244,7 @@ impl State {
 
     /// The flows of backends that get no new ones: as none of their slots are theirs, all are displaced.
     fn remaining(&self, inlets: &Inlets) -> Vec<RemainingStatus> {
-        let (consensus, scanned) =
-            (inlets.consensus.borrow().clone(), inlets.scanned.borrow().clone());
+        let (consensus, scanned) = (inlets.consensus.copy(), inlets.scanned.copy());
         let mut claimed: BTreeMap<SocketAddr, u64> = BTreeMap::new();
         for (address, (flows, _)) in consensus.claims.values().flat_map(|it| &it.flows) {
             if self.desired.ending.contains(address) {

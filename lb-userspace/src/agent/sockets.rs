@@ -14,6 +14,7 @@ use crate::{
     dataplane::sockets::{Ended, Sockets},
     model::{Health, Intent, Life, Members, Verdicts},
     plan::{FrontendKey, gone::is_gone},
+    watched::Watched as _,
 };
 
 /// From a look to the one for sockets that were being connected meanwhile.
@@ -64,7 +65,7 @@ pub async fn run(mut sockets: Sockets, mut views: watch::Receiver<View>) {
             Ok(Err(_)) => return,
             Err(_) => None,
         };
-        let view = views.borrow_and_update().clone();
+        let view = views.copy_and_update();
         let look = tokio::task::spawn_blocking(move || {
             let ended = sockets.end(&|frontend, backend| view.is_gone(frontend, backend));
             (sockets, ended)

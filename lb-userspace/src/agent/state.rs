@@ -36,6 +36,7 @@ use crate::{
     },
     report::status::{Attachment, KubernetesStatus},
     sources::file::SourceStatus,
+    watched::Watched as _,
 };
 
 /// Deadlines by the wall clock are looked at again at least so often.
@@ -100,7 +101,7 @@ impl Inlets {
 
     /// Returns once every target has a verdict.
     pub async fn all_judged(&mut self) {
-        let targets = plan::targets(&self.intent.borrow());
+        let targets = plan::targets(&self.intent.copy());
         let known = |verdicts: &Arc<Verdicts>| targets.keys().all(|it| verdicts.contains_key(it));
         let _ = self.verdicts.wait_for(known).await;
     }
@@ -178,7 +179,7 @@ impl State {
         about: About,
     ) -> Self {
         // What the others were told first.
-        let own = Own::clone(&outlets.own.borrow());
+        let own = Own::clone(&outlets.own.copy());
         Self {
             data_plane,
             loaded,
@@ -220,12 +221,12 @@ impl State {
 
     /// One turn: everything read, planned, applied, then announced. False if it must be tried again.
     pub fn step(&mut self, inlets: &mut Inlets) -> bool {
-        let intent = inlets.intent.borrow_and_update().clone();
-        let verdicts = inlets.verdicts.borrow_and_update().clone();
-        let members = inlets.members.borrow_and_update().clone();
-        let hops = inlets.hops.borrow_and_update().clone();
-        let interfaces = inlets.interfaces.borrow_and_update().clone();
-        let consensus = inlets.consensus.borrow_and_update().clone();
+        let intent = inlets.intent.copy_and_update();
+        let verdicts = inlets.verdicts.copy_and_update();
+        let members = inlets.members.copy_and_update();
+        let hops = inlets.hops.copy_and_update();
+        let interfaces = inlets.interfaces.copy_and_update();
+        let consensus = inlets.consensus.copy_and_update();
         inlets.source.mark_unchanged();
         self.look_at_drains();
         if !self.resume(&intent) {
@@ -449,7 +450,7 @@ impl State {
 
     /// Carries an administrator's order out. Writes to disk, as seldom as people give orders.
     pub fn obey(&mut self, asked: Asked, inlets: &Inlets) {
-        let intent = inlets.intent.borrow().clone();
+        let intent = inlets.intent.copy();
         let obey = || obey(&asked.request, &intent, &mut self.keeper, unix_ms(SystemTime::now()));
         let (publication, answer) = tokio::task::block_in_place(obey);
         self.publish(publication);
@@ -485,7 +486,7 @@ impl State {
 
     /// Whether all VIPs are handed over, or there is nobody to take them.
     pub fn may_go(&self, inlets: &Inlets) -> bool {
-        let members = inlets.members.borrow().clone();
+        let members = inlets.members.copy();
         let takes = |(name, member): (&String, &MemberState)| {
             let stays = member.card.as_ref().is_some_and(|card| !card.leaving);
             *name != members.own && member.life == Life::Alive && stays
@@ -543,9 +544,9 @@ impl State {
 
     /// Puts `egress` on every device that is configured. At the start an error ends the agent.
     pub async fn attach_egress(&mut self, inlets: &Inlets) -> Result<(), AttachError> {
-        let agent = inlets.intent.borrow().agent.clone();
+        let agent = inlets.intent.copy().agent.clone();
         for device in agent.uplinks.iter().chain(&agent.egress_devices) {
-            let index = index_of(&inlets.interfaces.borrow(), device);
+            let index = index_of(&inlets.interfaces.copy(), device);
             let attachment = self.loaded.attach_egress(device).await?;
             self.note((device.clone(), "egress"), index, attachment);
         }
@@ -554,9 +555,9 @@ impl State {
 
     /// The same for `ingress`, on uplinks.
     pub async fn attach_ingress(&mut self, inlets: &Inlets) -> Result<(), AttachError> {
-        let agent = inlets.intent.borrow().agent.clone();
+        let agent = inlets.intent.copy().agent.clone();
         for device in &agent.uplinks {
-            let index = index_of(&inlets.interfaces.borrow(), device);
+            let index = index_of(&inlets.interfaces.copy(), device);
             let attachment = self.loaded.attach_ingress(device).await?;
             self.note((device.clone(), "ingress"), index, attachment);
         }
@@ -566,7 +567,7 @@ impl State {
     /// Puts the programs for sockets on their cgroup, or takes them off. An error ends no agent: clients
     /// beyond this node need none of this.
     pub fn attach_connect(&mut self, inlets: &Inlets) {
-        let settings = inlets.intent.borrow().agent.connect.clone();
+        let settings = inlets.intent.copy().agent.connect.clone();
         let attached = match settings.enabled {
             true => self.loaded.attach_connect(settings.cgroup.as_deref()).map(Some),
             false => self.loaded.detach_connect().map(|()| None),
@@ -596,7 +597,7 @@ impl State {
 
     /// Devices that were made anew get their programs again; whoever came behind `egress` is told of.
     pub async fn look_at_attachments(&mut self, inlets: &Inlets) {
-        let interfaces = inlets.interfaces.borrow().clone();
+        let interfaces = inlets.interfaces.copy();
         self.unattached.clear();
         for (at, (index, attachment)) in self.attachments.clone() {
             let (device, program) = &at;

@@ -22,6 +22,7 @@ use super::{
     socket::{Listener, Sender},
 };
 use crate::netlink::{Interfaces, Link, Netlink};
+use crate::watched::Watched as _;
 
 /// Questions to each gateway, and the time between them.
 const ATTEMPTS: u32 = 3;
@@ -58,10 +59,8 @@ pub async fn run(
         interfaces.mark_unchanged();
         // In this order: a link that went down has taken its routes along, and must be seen as down.
         let routes = netlink.default_gateways().await;
-        let links = netlink
-            .interfaces()
-            .await
-            .map_or_else(|_| interfaces.borrow_and_update().clone(), Arc::new);
+        let links =
+            netlink.interfaces().await.map_or_else(|_| interfaces.copy_and_update(), Arc::new);
         match routes {
             Ok(now) => known = followed(&known, now, &links),
             Err(error) => tracing::debug!(%error, "default routes not read"),

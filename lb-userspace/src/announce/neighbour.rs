@@ -16,6 +16,7 @@ use tokio::{sync::watch, time::sleep_until};
 
 use super::{Schedule, Uplink, frames::announcement, socket::Sender};
 use crate::netlink::{Netlink, NetlinkError};
+use crate::watched::Watched as _;
 
 /// Between two looks at the proxy entries when nothing changes: the kernel drops them with a link
 /// that is set down.
@@ -30,7 +31,7 @@ pub async fn run(mut announced: watch::Receiver<Arc<BTreeMap<IpAddr, Uplink>>>) 
     let socket = Sender::open()?;
     let netlink = Netlink::open()?;
     let mut schedule = Schedule::default();
-    let mut wanted = announced.borrow_and_update().clone();
+    let mut wanted = announced.copy_and_update();
     let mut failing = Failing::default();
     schedule.set(&wanted, Instant::now());
     let mut check_at = Instant::now();
@@ -53,7 +54,7 @@ pub async fn run(mut announced: watch::Receiver<Arc<BTreeMap<IpAddr, Uplink>>>) 
                 if changed.is_err() {
                     return Ok(());
                 }
-                wanted = announced.borrow_and_update().clone();
+                wanted = announced.copy_and_update();
                 schedule.set(&wanted, Instant::now());
                 check_at = Instant::now();
             }

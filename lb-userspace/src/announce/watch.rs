@@ -20,6 +20,7 @@ use super::{
 use crate::{
     model::{Members, Problem},
     netlink::Interfaces,
+    watched::Watched as _,
 };
 
 /// Between two looks when nothing is due.
@@ -37,11 +38,11 @@ pub async fn run(
 ) -> io::Result<()> {
     let (sender, listener) = (Sender::open()?, Listener::open()?);
     let mut conflicts = Conflicts::default();
-    let mut owners = Owners::of(&interfaces.borrow_and_update(), &members.borrow_and_update());
+    let mut owners = Owners::of(&interfaces.copy_and_update(), &members.copy_and_update());
     loop {
         let now = Instant::now();
-        conflicts.set(&announced.borrow_and_update(), now);
-        let links = interfaces.borrow().clone();
+        conflicts.set(&announced.copy_and_update(), now);
+        let links = interfaces.copy();
         for (vip, uplink) in conflicts.take_questions(now) {
             ask(&sender, &links, vip, &uplink);
         }
@@ -64,7 +65,7 @@ pub async fn run(
                 if !changed {
                     return Ok(());
                 }
-                owners = Owners::of(&interfaces.borrow(), &members.borrow());
+                owners = Owners::of(&interfaces.copy(), &members.copy());
             }
             () = sleep_until(due.into()) => {}
         }

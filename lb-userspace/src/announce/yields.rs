@@ -27,6 +27,7 @@ use tokio::{
 
 use super::Uplink;
 use crate::model::{Life, Members};
+use crate::watched::Watched as _;
 
 /// Between two yields of the same VIP to the same node; a few may be lost before the first one ends.
 pub const REPEAT: Duration = Duration::from_secs(1);
@@ -62,9 +63,9 @@ pub async fn run(
     let mut round = 0;
     loop {
         let next = Instant::now() + REPEAT;
-        let due = due(&members.borrow_and_update(), &announced.borrow_and_update());
+        let due = due(&members.copy_and_update(), &announced.copy_and_update());
         if !due.is_empty() {
-            let nodes = nodes.borrow().clone();
+            let nodes = nodes.copy();
             let part = part(&due, round).map(|(node, vip)| (node.as_str(), *vip));
             if let Err(error) = send(&settings, &nodes, part).await {
                 tracing::debug!(%error, "yields not sent");

@@ -30,6 +30,7 @@ use crate::{
     membership::{Change, Publication},
     model::Members,
     plan::flows::{Applied, Consensus},
+    watched::Watched as _,
 };
 
 /// Between the starts of two scans, and so between two claims of one frontend.
@@ -84,7 +85,7 @@ struct Claims {
 impl Claims {
     fn new(node: &str, scanning: Scanning, channels: Channels) -> Self {
         let own: Arc<str> = node.into();
-        let applied = channels.applied.borrow().clone();
+        let applied = channels.applied.copy();
         Self {
             fold: Fold::new(own.clone()),
             own,
@@ -118,14 +119,14 @@ impl Claims {
                     if changed.is_err() {
                         return;
                     }
-                    let applied = self.channels.applied.borrow_and_update().clone();
+                    let applied = self.channels.applied.copy_and_update();
                     self.fold.set_recent(&applied.recent);
                 }
                 changed = self.channels.members.changed() => {
                     if changed.is_err() {
                         return;
                     }
-                    let members = self.channels.members.borrow_and_update().clone();
+                    let members = self.channels.members.copy_and_update();
                     self.fold.set_members(&members);
                 }
                 Some(changes) = self.channels.heard.recv() => {
@@ -139,7 +140,7 @@ impl Claims {
     /// When the next scan is due.
     fn scan_at(&self) -> Instant {
         let (applied, Some(began)) = &self.scanned else { return Instant::now() };
-        let recent = self.channels.applied.borrow().recent.clone();
+        let recent = self.channels.applied.copy().recent.clone();
         let rest = match () {
             () if recent != applied.recent => SCAN_REST,
             () if self.publisher.claims_any() || !recent.is_empty() => SCAN_CLAIMED,
@@ -150,7 +151,7 @@ impl Claims {
 
     fn start_scan(&mut self) -> Option<Running> {
         let mut scanning = self.scanning.take()?;
-        self.scanned = (self.channels.applied.borrow().clone(), Some(Instant::now()));
+        self.scanned = (self.channels.applied.copy(), Some(Instant::now()));
         Some(spawn_blocking(move || {
             let scan = scanning();
             (scanning, scan)
@@ -171,12 +172,12 @@ impl Claims {
         let Scan { arrivals, forgotten, cost, .. } = &*scan;
         tracing::debug!(arrivals, forgotten, ?cost, "scanned");
         // What was changed meanwhile waits for the next scan.
-        let (applied, latest) = (&self.scanned.0, self.channels.applied.borrow().clone());
+        let (applied, latest) = (&self.scanned.0, self.channels.applied.copy());
         let same =
             |frontend: &_, epoch| latest.recent.get(frontend).is_some_and(|it| it.epoch == epoch);
         let recent = applied.recent.iter().filter(|(frontend, it)| same(*frontend, it.epoch));
         let recent: Recent = recent.map(|(frontend, it)| (*frontend, it.clone())).collect();
-        let members = self.channels.members.borrow().clone();
+        let members = self.channels.members.copy();
 
         let claims = self.publisher.claims(&scan.displaced);
         let views = self.publisher.views(&recent);

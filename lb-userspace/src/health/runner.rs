@@ -27,6 +27,7 @@ use super::{
 use crate::{
     membership::topic::Change,
     model::{Health, Members, Target, Targets, UnixTime, Verdicts},
+    watched::Watched as _,
 };
 
 /// Probes in flight at once, unless the limit on open files leaves less. A probe that waits for its
@@ -86,8 +87,8 @@ pub async fn run(settings: Settings, channels: Channels) {
     });
     let mut checks = Checks::new(shared.clone());
     let mut combine = Combine::new(&settings.node, settings.seed, settings.run);
-    combine.set_members(&members.borrow_and_update().clone(), unix_time());
-    combine.set_targets(&targets.borrow_and_update().clone(), unix_time());
+    combine.set_members(&members.copy_and_update(), unix_time());
+    combine.set_targets(&targets.copy_and_update(), unix_time());
     let mut report = interval(REPORT);
     let (mut dirty, mut published, mut malformed) = (false, Instant::now(), 0);
     loop {
@@ -110,13 +111,13 @@ pub async fn run(settings: Settings, channels: Channels) {
                 if changed.is_err() {
                     return;
                 }
-                combine.set_targets(&targets.borrow_and_update().clone(), unix_time());
+                combine.set_targets(&targets.copy_and_update(), unix_time());
             }
             changed = members.changed() => {
                 if changed.is_err() {
                     return;
                 }
-                combine.set_members(&members.borrow_and_update().clone(), unix_time());
+                combine.set_members(&members.copy_and_update(), unix_time());
             }
             Some(changes) = words.recv() => {
                 let now = unix_time();

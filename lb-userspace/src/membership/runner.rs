@@ -29,6 +29,7 @@ use super::{
     watch::{NodeStatus, Rules},
 };
 use crate::model::{Members, Problem};
+use crate::watched::Watched as _;
 
 /// Between two reports for status.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -159,7 +160,7 @@ impl Runner {
             incarnation,
             random,
         };
-        let secrets = channels.keys.borrow().clone();
+        let secrets = channels.keys.copy();
         let no_key = || io::Error::other("no key for gossip");
         let seal = Seal::new(Keys::new(&secrets).ok_or_else(no_key)?, &secret, now);
         let (events, event) = mpsc::channel(EVENTS);
@@ -184,8 +185,8 @@ impl Runner {
     }
 
     async fn run(mut self, mut channels: Channels) {
-        self.follow(&channels.nodes.borrow_and_update().clone());
-        self.take_own(&channels.own.borrow_and_update().clone());
+        self.follow(&channels.nodes.copy_and_update());
+        self.take_own(&channels.own.copy_and_update());
         loop {
             self.open();
             let output = self.machine.poll(Instant::now());
@@ -208,16 +209,16 @@ impl Runner {
                     }
                 }
                 Ok(()) = channels.own.changed() => {
-                    self.take_own(&channels.own.borrow_and_update().clone());
+                    self.take_own(&channels.own.copy_and_update());
                 }
                 Ok(()) = channels.keys.changed() => {
-                    self.take_keys(&channels.keys.borrow_and_update().clone());
+                    self.take_keys(&channels.keys.copy_and_update());
                 }
                 changed = channels.nodes.changed() => {
                     if changed.is_err() {
                         return;
                     }
-                    self.follow(&channels.nodes.borrow_and_update().clone());
+                    self.follow(&channels.nodes.copy_and_update());
                 }
             }
             // What arrived while this thread did not run must be heard before anything is judged.
@@ -328,7 +329,7 @@ impl Runner {
             self.gossip.send(*to, &self.seal.seal(plain, Instant::now()));
         }
         for pull in pulls {
-            let keys = self.keys.borrow().clone();
+            let keys = self.keys.copy();
             tokio::spawn(stream::pull(pull, keys, self.events.clone()));
         }
         if ask_gateway {

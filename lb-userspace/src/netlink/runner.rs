@@ -22,6 +22,7 @@ use super::{
     socket::Events,
     ways::{self, Ends, NeighbourKey, Neighbours, Route},
 };
+use crate::watched::Watched as _;
 
 /// Events closer together than this are one.
 const DEBOUNCE: Duration = Duration::from_millis(10);
@@ -48,7 +49,7 @@ pub async fn run(
     let neighbour_events = Events::neighbours()?;
     let topology_events = Events::topology()?;
     let mut tracker = Tracker::new(Netlink::open()?);
-    tracker.follow(&node, &nodes.borrow_and_update().clone());
+    tracker.follow(&node, &nodes.copy_and_update());
     let mut routes_are_old = true;
     loop {
         let start = Instant::now();
@@ -67,7 +68,7 @@ pub async fn run(
                 if changed.is_err() {
                     return Ok(());
                 }
-                tracker.follow(&node, &nodes.borrow_and_update().clone());
+                tracker.follow(&node, &nodes.copy_and_update());
                 true
             }
             changed = topology_events.changed() => changed.map(|()| true)?,

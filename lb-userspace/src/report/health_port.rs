@@ -20,6 +20,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use crate::watched::Watched as _;
+
 /// Between two tries to open a port that somebody else has.
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -70,7 +72,7 @@ impl Health {
 pub async fn run(mut healths: watch::Receiver<Healths>) {
     let mut doors: BTreeMap<u16, Door> = BTreeMap::new();
     loop {
-        let wanted: Vec<u16> = healths.borrow_and_update().keys().copied().collect();
+        let wanted: Vec<u16> = healths.copy_and_update().keys().copied().collect();
         doors.retain(|port, _| wanted.contains(port));
         for port in wanted {
             let healths = healths.clone();
@@ -119,7 +121,7 @@ async fn serve(port: u16, healths: watch::Receiver<Healths>) {
         let Ok(place) = places.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let answer = healths.borrow().get(&port).map(Health::answer);
+                let answer = healths.copy().get(&port).map(Health::answer);
                 askers.spawn(async move {
                     let _place = place;
                     // Who goes away or says nothing gets nothing.

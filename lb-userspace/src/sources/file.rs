@@ -33,6 +33,7 @@ use super::{
 use crate::{
     config::{self, Beside, ConfigErrors, Overrides},
     model::{AgentSettings, FrontendObject, Intent},
+    watched::Watched as _,
 };
 
 /// How often the file is looked at. A change counts once it was seen twice: a file that is being
@@ -236,7 +237,7 @@ impl FileSource {
             read => read,
         };
         let asked = read.as_ref().ok().and_then(|intent| Digest::of(intent).ok());
-        let old = self.intent.borrow().clone();
+        let old = self.intent.copy();
         let succeeded = read
             .map_err(|errors| errors.lines().collect())
             .and_then(|new| succeed(&old, new).map_err(|problems| self.named(problems)));

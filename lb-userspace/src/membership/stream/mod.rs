@@ -31,6 +31,7 @@ use super::{
     gossip::{Gossip, Malformed, Pull, Serving, decode, encode},
     seal::{Keys, SessionId, Why},
 };
+use crate::watched::Watched as _;
 
 /// Answered at the same time.
 pub const SERVED_MOST: usize = 4;
@@ -142,7 +143,7 @@ pub async fn serve(
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((socket, from)) if connections.len() < CONNECTIONS_MOST => {
-                    let keys = keys.borrow().clone();
+                    let keys = keys.copy();
                     connections.spawn(attend(socket, from, keys, shared.clone()));
                 }
                 // Closed at once.

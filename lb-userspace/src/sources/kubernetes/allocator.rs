@@ -23,6 +23,7 @@ use crate::model::{
     Intent, KubernetesSettings, Members, intent,
     seed::{absorb, keyed},
 };
+use crate::watched::Watched as _;
 
 /// Sets this use of the seed apart from all others.
 const DOMAIN: u64 = u64::from_le_bytes(*b"allocate");
@@ -56,18 +57,18 @@ pub async fn run(
     let (ways, client) = watch::channel(None);
     let (seen, matter) = watch::channel(None);
     let default_class = settings.default_class;
-    let seed = intent.borrow().agent.seed;
+    let seed = intent.copy().agent.seed;
     let desk = Desk {
         client,
         snapshot: matter,
-        world: Box::new(move |it: &Matter| world(it, default_class, &intent.borrow())),
+        world: Box::new(move |it: &Matter| world(it, default_class, &intent.copy())),
         served,
         stop,
         namespace: settings.namespace,
         seed: keyed(&seed, DOMAIN).finish() ^ clock(),
         me,
         default_class,
-        turn: Box::new(move || turn(&seed, &members.borrow())),
+        turn: Box::new(move || turn(&seed, &members.copy())),
         clock,
     };
     tokio::select! {
@@ -94,9 +95,9 @@ async fn forward(
     seen: watch::Sender<Option<Matter>>,
 ) {
     loop {
-        ways.send_replace(connection.borrow_and_update().as_ref().map(|it| it.client.clone()));
-        let own_now = own.borrow_and_update().clone();
-        let now = snapshot.borrow_and_update().clone();
+        ways.send_replace(connection.copy_and_update().as_ref().map(|it| it.client.clone()));
+        let own_now = own.copy_and_update();
+        let now = snapshot.copy_and_update();
         let now = now.map(|snapshot| Matter { snapshot, own: own_now });
         seen.send_if_modified(|former| {
             let changed = match (&former, &now) {

@@ -13,6 +13,7 @@ use tokio::{sync::watch, task::JoinSet, time::sleep};
 
 use super::snapshot::{Name, Service, Snapshot};
 use crate::report::health_port::{self, Health, Healths};
+use crate::watched::Watched as _;
 
 /// Changes within this are one.
 const COALESCE: Duration = Duration::from_millis(100);
@@ -28,7 +29,7 @@ pub fn start(
     tasks.spawn(async move {
         let follow = async {
             loop {
-                let snapshot = snapshots.borrow_and_update().clone().unwrap_or_default();
+                let snapshot = snapshots.copy_and_update().unwrap_or_default();
                 let healths = healths(&snapshot, default_class, &node);
                 sender.send_if_modified(|former| {
                     let changed = *former != healths;

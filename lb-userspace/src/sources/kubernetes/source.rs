@@ -29,6 +29,7 @@ use crate::{
     model::{Intent, KubernetesSettings, Members, Problem, Verdicts, intent},
     report::status::KubernetesStatus,
     sources::file::SourceStatus,
+    watched::Watched as _,
 };
 
 /// Changes within this are one.
@@ -74,7 +75,7 @@ pub fn start(
     checkpoint: Option<&Intent>,
     inlets: Inlets,
 ) -> Outlets {
-    let file = inlets.file.borrow().clone();
+    let file = inlets.file.copy();
     let mut merger = Merger::new(Arc::new(checkpoint.unwrap_or(&file).clone()));
     let first = merger.resume(&file).intent;
     let expected = expected(&first, &file);
@@ -217,11 +218,11 @@ impl Source {
     }
 
     fn merge(&mut self) {
-        let file = self.inlets.file.borrow_and_update().clone();
-        let stale = self.inlets.file_status.borrow_and_update().stale.is_some();
-        let snapshot = self.snapshot.borrow_and_update().clone();
-        let members = self.inlets.members.borrow_and_update().clone();
-        let verdicts = self.inlets.verdicts.borrow_and_update().clone();
+        let file = self.inlets.file.copy_and_update();
+        let stale = self.inlets.file_status.copy_and_update().stale.is_some();
+        let snapshot = self.snapshot.copy_and_update();
+        let members = self.inlets.members.copy_and_update();
+        let verdicts = self.inlets.verdicts.copy_and_update();
         let merged = match &snapshot {
             None => self.merger.resume(&file),
             Some(snapshot) => {
@@ -259,10 +260,10 @@ impl Source {
 
     /// Says how things are.
     fn account(&mut self) {
-        let connection = self.connection.borrow_and_update().clone();
-        let servers = self.servers.borrow_and_update().clone();
-        let troubles = self.troubles.borrow_and_update().clone();
-        let snapshot = self.snapshot.borrow().clone();
+        let connection = self.connection.copy_and_update();
+        let servers = self.servers.copy_and_update();
+        let troubles = self.troubles.copy_and_update();
+        let snapshot = self.snapshot.copy();
         let stale = match (&connection, snapshot.is_some()) {
             (None, true) => {
                 Some("no API server can be used; what Kubernetes said last stays in force")

@@ -36,6 +36,7 @@ use super::{
     snapshot::{Frontend, Keep, Name, Namespace, Node, Objects, Service, Slice, Snapshot},
 };
 use crate::config::API_VERSION;
+use crate::watched::Watched as _;
 
 /// Services of other proxies, and those without an address of their own, do not concern us.
 const SERVICES: &str = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
@@ -176,12 +177,12 @@ impl Followed {
     /// `None` until every first list is complete.
     fn snapshot(&mut self) -> Option<Snapshot> {
         Some(Snapshot {
-            services: self.services.borrow_and_update().clone()?,
-            slices: self.slices.borrow_and_update().clone()?,
-            nodes: self.nodes.borrow_and_update().clone()?,
-            namespaces: self.namespaces.borrow_and_update().clone()?,
-            frontends: self.frontends.borrow_and_update().clone()?,
-            pools: self.pools.borrow_and_update().clone()?,
+            services: self.services.copy_and_update()?,
+            slices: self.slices.copy_and_update()?,
+            nodes: self.nodes.copy_and_update()?,
+            namespaces: self.namespaces.copy_and_update()?,
+            frontends: self.frontends.copy_and_update()?,
+            pools: self.pools.copy_and_update()?,
         })
     }
 }
@@ -384,7 +385,7 @@ where
             listed.insert(self.kind, session);
             KINDS.iter().all(|kind| listed.get(kind) == Some(&session))
         };
-        let known = match self.out.borrow().is_some() {
+        let known = match self.out.copy().is_some() {
             true => self.state.len(),
             false => self.expected,
         };
@@ -429,9 +430,9 @@ where
     /// Tells what is known, once a list was complete.
     fn publish(&self) {
         let listed = self.shared.listed.lock().unwrap_or_else(PoisonError::into_inner);
-        let believed = self.out.borrow().is_some() || self.doubted.is_none();
+        let believed = self.out.copy().is_some() || self.doubted.is_none();
         if listed.contains_key(self.kind) && believed {
-            let known = self.out.borrow().as_ref().is_some_and(|it| it.ptr_eq(&self.state));
+            let known = self.out.copy().as_ref().is_some_and(|it| it.ptr_eq(&self.state));
             if !known {
                 self.out.send_replace(Some(self.state.clone()));
             }

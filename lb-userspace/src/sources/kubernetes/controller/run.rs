@@ -25,6 +25,7 @@ use super::{AddressPool, Judged, ServiceObject, State, Write, commit, writes};
 use crate::{
     addresses::Labels,
     sources::kubernetes::lease::{self, Election},
+    watched::Watched as _,
 };
 
 /// Changes within this are one.
@@ -85,7 +86,7 @@ pub struct Desk<S> {
 }
 
 /// Runs until told to stop.
-pub async fn run<S: Send + Sync>(desk: Desk<S>) {
+pub async fn run<S: Clone + Send + Sync>(desk: Desk<S>) {
     let (tell, until) = watch::channel(None);
     let mut stop = desk.stop.clone();
     let mut election = Election::new(desk.me.clone());
@@ -94,7 +95,7 @@ pub async fn run<S: Send + Sync>(desk: Desk<S>) {
         () = Writer::new(&desk, until).run() => {}
         _ = stop.wait_for(|stop| *stop) => {}
     }
-    let client = desk.client.borrow().clone();
+    let client = desk.client.copy();
     if let Some(client) = client {
         lease::release(&mut election, &client, &desk.namespace).await;
     }
@@ -105,7 +106,7 @@ async fn elect<S>(desk: &Desk<S>, election: &mut Election, tell: watch::Sender<O
     let mut failing = false;
     let mut random = StdRng::seed_from_u64(desk.seed);
     loop {
-        let client = desk.client.borrow().clone();
+        let client = desk.client.copy();
         if let Some(client) = client {
             let wall = timestamp(desk.clock);
             let turn = lease::turn(election, &client, &desk.namespace, wall).await;
@@ -156,7 +157,7 @@ struct Writer<'a, S> {
     random: StdRng,
 }
 
-impl<'a, S> Writer<'a, S> {
+impl<'a, S: Clone> Writer<'a, S> {
     fn new(desk: &'a Desk<S>, until: watch::Receiver<Option<Instant>>) -> Self {
         Self {
             desk,
@@ -202,14 +203,14 @@ impl<'a, S> Writer<'a, S> {
     }
 
     fn leads(&self) -> bool {
-        self.until.borrow().is_some_and(|until| Instant::now() < until)
+        self.until.copy().is_some_and(|until| Instant::now() < until)
     }
 
     async fn round(&mut self) {
         self.due = None;
-        let client = self.client.borrow_and_update().clone();
-        self.until.borrow_and_update();
-        let served = self.served.borrow_and_update().clone();
+        let client = self.client.copy_and_update();
+        self.until.copy_and_update();
+        let served = self.served.copy_and_update();
         if !self.leads() {
             self.fresh = false;
             self.written.clear();
@@ -218,7 +219,7 @@ impl<'a, S> Writer<'a, S> {
             return;
         }
         let Some(client) = client else { return };
-        let Some(world) = self.snapshot.borrow_and_update().as_ref().map(&self.desk.world) else {
+        let Some(world) = self.snapshot.copy_and_update().as_ref().map(&self.desk.world) else {
             return;
         };
         if !self.is_fresh(&client, &world).await {
@@ -293,7 +294,7 @@ impl<'a, S> Writer<'a, S> {
         let done: Vec<_> = stream::iter(writes)
             .map(|write| {
                 let committed = async move {
-                    let leads = || until.borrow().is_some_and(|until| Instant::now() < until);
+                    let leads = || until.copy().is_some_and(|until| Instant::now() < until);
                     let done = commit::commit(client, &write, me, || timestamp(clock), leads).await;
                     (write, done)
                 };
