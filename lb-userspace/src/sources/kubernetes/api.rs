@@ -409,6 +409,8 @@ fn with_account(mut config: Config, account: &Path) -> Config {
     let (certificate, token) = (account.join("ca.crt"), account.join("token"));
     if certificate.exists() {
         config.root_cert_file = Some(certificate);
+        // The file is what counts; but without these the client looks for the system's, and in the image there are none.
+        config.root_cert = Some(Vec::new());
     }
     if token.exists() {
         config.auth_info.token_file = Some(token.display().to_string());
@@ -481,6 +483,16 @@ mod tests {
         let firsts: std::collections::BTreeSet<_> = (0..20).map(first).collect();
         assert_eq!(firsts.len(), 3);
         assert_eq!(first(7), first(7));
+    }
+
+    #[test]
+    fn a_pod_trusts_its_own_certificate_and_asks_for_none_of_the_system() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = "https://10.0.0.1:6443".parse().unwrap();
+        fs::write(dir.path().join("ca.crt"), "").unwrap();
+        let config = with_account(Config::new(url), dir.path());
+        assert_eq!(config.root_cert_file, Some(dir.path().join("ca.crt")));
+        assert!(config.root_cert.is_some(), "none: the system's, which the image does not have");
     }
 
     #[test]
