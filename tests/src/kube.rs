@@ -26,7 +26,7 @@ mod node;
 mod server;
 
 pub use cluster::{BINARY, Cluster, ClusterBuilder};
-pub use image::{Image, POD};
-pub use manifests::{NAMESPACE, Rights};
-pub use node::{KubeNode, PACKAGES};
+pub use image::{Image, POD, WEIR};
+pub use manifests::{MANIFESTS, NAMESPACE, Rights};
+pub use node::{CGROUP, KubeNode, PACKAGES};
 pub use server::{READY, Server};

@@ -1,4 +1,4 @@
-//! `cluster`: a real cluster needs, besides Kubernetes and weir, what a node runs pods with and a program to run in them.
+//! `cluster`: a real cluster needs, besides Kubernetes and weir's image, what a node runs pods with and a program to run in them.
 //!
 //! containerd, runc and plugins for networks come as Debian's packages, unpacked into the user's cache, once: nothing is
 //! installed, and apt works on lists and settings of its own. The pods' program is built here.
@@ -12,12 +12,14 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::kubernetes::{self, Kubernetes, Parts};
 use crate::process::CommandExt as _;
 use crate::workspace::{Workspace, tool_cache};
-use crate::{Setup, build_bpf, setup, weir};
+use crate::{Setup, build_bpf, image, setup};
 
 /// Names the folder of the packages.
 const PACKAGES: &str = "WEIR_CONTAINER_PACKAGES";
 /// Names the pods' program.
 const POD: &str = "WEIR_POD_BIN";
+/// Names the archive of weir's image.
+const IMAGE: &str = "WEIR_IMAGE";
 /// Packages and the release that each is taken from: the newest containerd that Kubernetes has been tried with, and a runc
 /// that runs on the oldest system that weir is built on.
 const WANTED: [(&str, &str); 3] =
@@ -26,8 +28,7 @@ const WANTED: [(&str, &str); 3] =
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const POD_SOURCE: &str = "tests/src/bin/pod.rs";
 
-/// Builds everything, and runs the program as root with these arguments. Debug builds do: nothing is measured here but
-/// failures.
+/// Builds everything, and runs the program as root with these arguments.
 pub fn run(workspace: &Workspace, setup: &Setup, arguments: &[String]) -> Result<()> {
     let install = !setup.no_install;
     setup::ensure(&setup::to_run(), install)?;
@@ -35,7 +36,7 @@ pub fn run(workspace: &Workspace, setup: &Setup, arguments: &[String]) -> Result
     let packages = packages(install)?;
     let pod = build_pod(workspace)?;
     build_bpf(workspace, setup, None)?;
-    weir::build(workspace, "debug")?;
+    let image = image::build(workspace)?.path;
     let mut cargo = workspace.cargo();
     cargo
         .args(["run", "--quiet", "--package=lb-tests", "--bin=cluster", "--"])
@@ -43,7 +44,7 @@ pub fn run(workspace: &Workspace, setup: &Setup, arguments: &[String]) -> Result
         .env(kubernetes::BINARY, Kubernetes::of(workspace, Parts::WithNodes)?.binary())
         .env(PACKAGES, packages)
         .env(POD, pod)
-        .env(weir::PRODUCT, workspace.weir("debug"));
+        .env(IMAGE, image);
     setup::run_as_root(&mut cargo)?;
     cargo.run()
 }

@@ -43,8 +43,17 @@ pub fn build_root(workspace: &Workspace) -> Result<PathBuf> {
     Ok(root)
 }
 
-/// Writes the archive and says what it is.
-pub fn write(workspace: &Workspace) -> Result<()> {
+/// An archive of the image.
+pub struct Archive {
+    pub path: PathBuf,
+    /// Of the binary in it.
+    binary: PathBuf,
+    /// Of the image: by which registries know it.
+    digest: String,
+}
+
+/// Builds the image; the BPF object must be there.
+pub fn build(workspace: &Workspace) -> Result<Archive> {
     let root = build_root(workspace)?;
     let epoch = env::var("SOURCE_DATE_EPOCH").unwrap_or_else(|_| "0".into());
     let folder = work(workspace).join("oci");
@@ -53,13 +62,21 @@ pub fn write(workspace: &Workspace) -> Result<()> {
     }
     let version = env!("CARGO_PKG_VERSION");
     let manifest = lay_out(&folder, &root, &epoch, version)?;
-    let archive = work(workspace).join(format!("weir-{version}-{}.tar", architecture()?));
-    tar(&folder, &epoch, &archive)?;
-    println!("{}", archive.display());
-    println!("binary   {:>9} bytes", size(&root.join(BINARY))?);
-    println!("archive  {:>9} bytes, sha256:{}", size(&archive)?, sha256(&archive)?);
-    println!("image    {}", manifest["digest"].as_str().unwrap_or_default());
-    Ok(())
+    let path = work(workspace).join(format!("weir-{version}-{}.tar", architecture()?));
+    tar(&folder, &epoch, &path)?;
+    let digest = manifest["digest"].as_str().unwrap_or_default().to_owned();
+    Ok(Archive { path, binary: root.join(BINARY), digest })
+}
+
+impl Archive {
+    /// Says what it is.
+    pub fn print(&self) -> Result<()> {
+        println!("{}", self.path.display());
+        println!("binary   {:>9} bytes", size(&self.binary)?);
+        println!("archive  {:>9} bytes, sha256:{}", size(&self.path)?, sha256(&self.path)?);
+        println!("image    {}", self.digest);
+        Ok(())
+    }
 }
 
 fn work(workspace: &Workspace) -> PathBuf {

@@ -177,7 +177,7 @@ fn main() -> Result<()> {
         Task::Image { setup, root } => {
             build_bpf(&workspace, &setup, None)?;
             if !root {
-                return image::write(&workspace);
+                return image::build(&workspace)?.print();
             }
             println!("{}", image::build_root(&workspace)?.display());
             Ok(())

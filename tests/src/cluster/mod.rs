@@ -1,19 +1,20 @@
 //! What `cargo xtask cluster` shows: a Service of type LoadBalancer in a real cluster, as its users and operators meet it.
 //!
 //! ```text
-//!  client ─┐                      ┌─ node-1: kubelet, containerd, pods; weir
+//!  client ─┐                      ┌─ node-1: kubelet, containerd, pods, one of them weir
 //!          router ──── switch ────┤
-//!  control ┘                      └─ node-2: kubelet, containerd, pods; weir
+//!  control ┘                      └─ node-2: kubelet, containerd, pods, one of them weir
 //!   etcd, API server, controllers, scheduler
 //! ```
 //!
 //! Everything between kubectl and the pods is what a cluster has, but for kube-proxy: weir needs none. A client outside asks
-//! through the Service's address all the while; pods are replaced, a node is drained, the API server is killed. No request
-//! may fail, and each pod must see the client's own address. Pods serve for 2.5 s after SIGTERM, as any pod behind any load
+//! through the Service's address all the while; pods are replaced, a node is drained, the API server is killed, weir itself is
+//! replaced. No request may fail, and each pod must see the client's own address. Pods serve for 2.5 s after SIGTERM, as any pod behind any load
 //! balancer must that learns of its end by the API.
 
 mod load;
 mod report;
+mod weir;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -26,12 +27,12 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 use crate::{
-    fleet::Fleet,
-    kube::{self, Image, KubeNode, Rights, Server},
-    lab::{Lab, Node},
+    kube::{self, Image, KubeNode, Server},
+    lab::Lab,
 };
 use load::{Load, Sample};
 use report::{Report, Step};
+use weir::Weir;
 
 /// Of the Service: one request a connection, and many.
 const FRESH: u16 = 80;
@@ -79,8 +80,7 @@ extern "C" fn note(_: i32) {
 
 /// The cluster.
 struct Stage<'lab> {
-    // Agents end first, nodes before the API.
-    fleet: Fleet<'lab>,
+    // Nodes end before the API.
     nodes: Vec<KubeNode<'lab>>,
     cluster: kube::Cluster<'lab>,
     lab: &'lab Lab,
@@ -89,7 +89,7 @@ struct Stage<'lab> {
 }
 
 impl<'lab> Stage<'lab> {
-    /// Two nodes that are ready, with agents that have nothing to serve yet.
+    /// Two nodes that are ready, with weir, which has nothing to serve yet.
     fn build(lab: &'lab Lab, options: Options) -> Result<Self> {
         let start = Instant::now();
         let out = |text: &str| line(options, text);
@@ -99,23 +99,17 @@ impl<'lab> Stage<'lab> {
         cluster.start_controllers(server, &[])?;
         cluster.start_scheduler(server)?;
         out("two nodes: kubelet, containerd, a bridge for pods");
-        let image = Image::pack()?;
-        let nodes = lab.nodes().iter().map(|node| KubeNode::start(&cluster, node, &image));
+        let images = [Image::pods()?, Image::weir()?];
+        let nodes = lab.nodes().iter().map(|node| KubeNode::start(&cluster, node, &images));
         let nodes = nodes.collect::<Result<Vec<_>>>()?;
-        let account = cluster.install_account(Rights::All)?;
-        let settings = format!(
-            "kubernetes: {{servers: [\"{}\"], kubeconfig: {}}}",
-            server.url(),
-            account.join("kubeconfig").display()
-        );
-        let fleet = Fleet::prepare_with(lab, &settings, "")?;
-        let mut stage = Self { fleet, nodes, cluster, lab, options, nodes_ready: Duration::ZERO };
-        stage.start_all().inspect_err(|_| stage.print_logs())?;
+        let mut stage = Self { nodes, cluster, lab, options, nodes_ready: Duration::ZERO };
+        stage.wait_ready().inspect_err(|_| stage.print_logs())?;
         stage.nodes_ready = start.elapsed();
+        stage.install().inspect_err(|_| stage.print_logs())?;
         Ok(stage)
     }
 
-    fn start_all(&self) -> Result<()> {
+    fn wait_ready(&self) -> Result<()> {
         for node in &self.nodes {
             let name = node.node().name();
             let ready = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
@@ -125,10 +119,14 @@ impl<'lab> Stage<'lab> {
                 Ok(self.server().kubectl(&ask)? == "True")
             })?;
         }
-        self.out("weir: definitions, addresses, an agent on each node");
-        self.server().install_definitions()?;
-        self.server().apply(include_str!("pool.yaml"))?;
-        self.lab.nodes().iter().try_for_each(|node| self.fleet.start_agent(node).map(drop))
+        Ok(())
+    }
+
+    fn install(&self) -> Result<()> {
+        self.out("kubectl apply: weir, and the addresses that it may give");
+        self.weir().install()?;
+        self.weir().rolled_out(&timeout())?;
+        self.server().apply(include_str!("pool.yaml"))
     }
 
     /// All that is shown.
@@ -149,8 +147,8 @@ impl<'lab> Stage<'lab> {
             self.step(&load, "calm", |_| Ok(()))?,
             self.step(&load, "kubectl rollout restart", restart)?,
             self.step(&load, "kubectl drain node-1", |stage| {
-                let timeout = format!("--timeout={}s", PATIENCE.as_secs());
-                stage.server().kubectl(&["drain", "node-1", "--ignore-daemonsets", &timeout])?;
+                let drain = ["drain", "node-1", "--ignore-daemonsets", &timeout()];
+                stage.server().kubectl(&drain)?;
                 stage.rolled_out()
             })?,
             self.step(&load, "uncordon, rollout restart", |stage| {
@@ -162,6 +160,10 @@ impl<'lab> Stage<'lab> {
                 pause(stage.options.calm)?;
                 stage.server().start()?;
                 wait("the API server is ready again", || Ok(stage.server().is_ready()))
+            })?,
+            self.step(&load, "weir: rollout restart", |stage| {
+                stage.weir().restart()?;
+                stage.weir().rolled_out(&timeout())
             })?,
         ];
         Ok(Report::new(self.nodes_ready, addressed, steps.into()))
@@ -185,8 +187,7 @@ impl<'lab> Stage<'lab> {
 
     /// Waits until all pods are of the newest kind and ready, and no other is left.
     fn rolled_out(&self) -> Result<()> {
-        let timeout = format!("--timeout={}s", PATIENCE.as_secs());
-        self.server().kubectl(&["rollout", "status", "deployment/web", &timeout])?;
+        self.server().kubectl(&["rollout", "status", "deployment/web", &timeout()])?;
         wait("the pods before are gone", || {
             let pods = self.server().get(&["pods", "--selector=app=web"])?;
             let pods = pods["items"].as_array().context("no list of pods")?;
@@ -200,13 +201,14 @@ impl<'lab> Stage<'lab> {
         for node in self.lab.nodes() {
             for port in [FRESH, KEPT] {
                 wait(&format!("{} serves {vip}:{port}", node.name()), || {
-                    let owners = self.fleet.owners(node, SocketAddr::new(vip, port));
-                    Ok(pods == Some(owners.len() as u64))
+                    let owners = self.weir().owners(node.name(), SocketAddr::new(vip, port))?;
+                    Ok(pods == Some(owners as u64))
                 })?;
             }
         }
         wait(&format!("one of the nodes announces {vip}"), || {
-            Ok(self.lab.nodes().iter().any(|node: &Node| self.fleet.announces(node, vip)))
+            let mut nodes = self.lab.nodes().iter();
+            nodes.try_fold(false, |any, node| Ok(any || self.weir().announces(node.name(), vip)?))
         })
     }
 
@@ -222,9 +224,7 @@ impl<'lab> Stage<'lab> {
         event(self)?;
         pause(self.options.calm)?;
         samples.extend(load.take());
-        for node in self.lab.nodes() {
-            ensure!(self.fleet.agent(node).is_running()?, "the agent of {} ended", node.name());
-        }
+        ensure!(self.weir().restarts()? == 0, "weir ended without being asked to");
         let step = Step::new(name, from, &samples);
         self.out(&format!(
             "  {} + {} requests, {} + {} failed",
@@ -237,6 +237,10 @@ impl<'lab> Stage<'lab> {
         self.cluster.server()
     }
 
+    fn weir(&self) -> Weir<'_, 'lab> {
+        Weir(self.server())
+    }
+
     fn out(&self, text: &str) {
         line(self.options, text);
     }
@@ -247,14 +251,12 @@ impl<'lab> Stage<'lab> {
             return;
         }
         let what = "nodes,pods,services,endpointslices,events";
-        let show = ["get", what, "--output=wide", "--request-timeout=5s"];
+        let show = ["get", what, "--all-namespaces", "--output=wide", "--request-timeout=5s"];
         eprintln!("{}", self.server().kubectl(&show).unwrap_or_else(|error| error.to_string()));
         for node in &self.nodes {
             eprintln!("{}", node.logs());
         }
-        for node in self.lab.nodes() {
-            eprintln!("== agent of {}\n{}", node.name(), self.fleet.log(node));
-        }
+        eprintln!("== weir\n{}", self.weir().logs());
     }
 }
 
@@ -265,6 +267,11 @@ fn line(options: Options, text: &str) {
     } else {
         println!("{text}");
     }
+}
+
+/// As kubectl wants [`PATIENCE`].
+fn timeout() -> String {
+    format!("--timeout={}s", PATIENCE.as_secs())
 }
 
 /// Looks at `done` until it holds; an error where it does not within [`PATIENCE`].

@@ -377,6 +377,10 @@ fn server_flags(host: &Host, etcd: &Host, files: &Files) -> Vec<String> {
         file("tls-cert-file", "server.crt"),
         file("tls-private-key-file", "server.key"),
         file("client-ca-file", "ca.crt"),
+        // To kubelets, for logs of pods and commands in them.
+        file("kubelet-client-certificate", "admin.crt"),
+        file("kubelet-client-key", "admin.key"),
+        "--kubelet-preferred-address-types=InternalIP".into(),
         file("service-account-key-file", "sa.crt"),
         file("service-account-signing-key-file", "sa.key"),
         format!("--service-account-issuer={ISSUER}"),

@@ -1,4 +1,4 @@
-//! An image with one file in it, made without any builder of images.
+//! Images as archives: the pods', with one file in it and made without any builder of images, and weir's.
 
 use std::{
     fs,
@@ -12,21 +12,35 @@ use serde_json::json;
 /// Names the program that runs in pods, statically linked: `tests/src/bin/pod.rs`.
 pub const POD: &str = "WEIR_POD_BIN";
 
-/// An image as an archive on the machine's disk. Dropping it removes the file.
+/// Names the archive that `cargo xtask image` writes.
+pub const WEIR: &str = "WEIR_IMAGE";
+
+/// An image as an archive on the machine's disk.
 pub struct Image {
-    folder: tempfile::TempDir,
+    /// What containers call it, but for the tag.
+    pub name: &'static str,
+    pub path: PathBuf,
+    /// Where the archive is, if it was made here. Dropping it removes it.
+    _folder: Option<tempfile::TempDir>,
 }
 
 impl Image {
-    /// What containers call it.
-    pub const NAME: &'static str = "weir.test/pod:1";
+    /// What containers call [`Image::pods`].
+    pub const PODS: &'static str = "weir.test/pod:1";
+
+    /// weir's own, which [`WEIR`] names: `weir.test/weir` with the version that it says itself.
+    pub fn weir() -> Result<Self> {
+        let path = std::env::var_os(WEIR)
+            .with_context(|| format!("{WEIR} does not name an archive of weir's image"))?;
+        Ok(Self { name: "weir.test/weir", path: path.into(), _folder: None })
+    }
 
     /// Packs the program that [`POD`] names as `/pod`, which every container of the image runs.
-    pub fn pack() -> Result<Self> {
+    pub fn pods() -> Result<Self> {
         let program = std::env::var_os(POD)
             .with_context(|| format!("{POD} does not name the pods' program"))?;
-        let image = Self { folder: tempfile::tempdir()? };
-        let folder = image.folder.path();
+        let own = tempfile::tempdir()?;
+        let folder = own.path();
         fs::create_dir(folder.join("root"))?;
         fs::copy(&program, folder.join("root/pod"))
             .with_context(|| format!("{POD}={program:?}"))?;
@@ -44,16 +58,11 @@ impl Image {
             "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{sum}")]},
         });
         let manifest =
-            json!([{"Config": "config.json", "RepoTags": [Self::NAME], "Layers": ["layer.tar"]}]);
+            json!([{"Config": "config.json", "RepoTags": [Self::PODS], "Layers": ["layer.tar"]}]);
         fs::write(folder.join("config.json"), config.to_string())?;
         fs::write(folder.join("manifest.json"), manifest.to_string())?;
         run(folder, "tar", &["-cf", "image.tar", "manifest.json", "config.json", "layer.tar"])?;
-        Ok(image)
-    }
-
-    /// The archive.
-    pub fn path(&self) -> PathBuf {
-        self.folder.path().join("image.tar")
+        Ok(Self { name: "weir.test/pod", path: folder.join("image.tar"), _folder: Some(own) })
     }
 }
 

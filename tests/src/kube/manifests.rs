@@ -10,7 +10,7 @@ use super::{Cluster, Server};
 pub const NAMESPACE: &str = "weir-system";
 /// The name of its account.
 const ACCOUNT: &str = "weir";
-const MANIFESTS: &str = include_str!("../../../deploy/weir.yaml");
+pub const MANIFESTS: &str = include_str!("../../../deploy/weir.yaml");
 const DEFINITION: &str = "CustomResourceDefinition";
 
 /// What agents may of what is.

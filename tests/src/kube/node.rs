@@ -37,6 +37,9 @@ pub const PACKAGES: &str = "WEIR_CONTAINER_PACKAGES";
 const DISK: &str = "/sys/fs/disk";
 /// The node's files on it.
 const FOLDER: &str = "kubelet-files";
+/// What weir's programs for sockets are put on, as seen from inside: on a machine with several nodes none can have the root
+/// of cgroup v2.
+pub const CGROUP: &str = "/run/cgroup-of-node";
 /// What the parts log into, in that folder.
 const LOGS: [&str; 3] = ["boot.log", "containerd.log", "kubelet.log"];
 /// Bytes of each that are worth looking at.
@@ -53,19 +56,26 @@ pub struct KubeNode<'lab> {
 
 impl<'lab> KubeNode<'lab> {
     /// Starts it. The node registers itself by its name in the lab; then it is for the caller to wait until it is ready.
-    pub fn start(cluster: &Cluster, node: &'lab Node, image: &Image) -> Result<Self> {
+    /// Its containers find these images there already.
+    pub fn start(cluster: &Cluster, node: &'lab Node, images: &[Image]) -> Result<Self> {
         let packages = packages()?;
         let (files, inside) = (node.dir().join(FOLDER), Path::new(DISK).join(FOLDER));
         fs::create_dir(&files).with_context(|| format!("{} was one already", node.name()))?;
         cluster.write_client(&files, &format!("system:node:{}", node.name()), "system:nodes")?;
         symlink(cluster.binary(), files.join("kubelet"))?;
-        fs::copy(image.path(), files.join("image.tar"))?;
+        for (number, image) in images.iter().enumerate() {
+            let to = files.join(format!("images/{number}"));
+            fs::create_dir_all(&to)?;
+            fs::copy(&image.path, to.join("archive.tar"))
+                .with_context(|| format!("copy {}", image.path.display()))?;
+            fs::write(to.join("name"), image.name)?;
+        }
         fs::write(files.join("resolv.conf"), "")?;
         let runtime = include_str!("node/containerd.toml")
             .replace("{disk}", DISK)
             .replace("{files}", &inside.display().to_string())
             .replace("{packages}", &packages.display().to_string())
-            .replace("{image}", Image::NAME);
+            .replace("{image}", Image::PODS);
         fs::write(files.join("containerd.toml"), runtime)?;
         fs::create_dir(files.join("cni"))?;
         fs::write(files.join("cni/pods.conflist"), network(node))?;
@@ -80,6 +90,7 @@ impl<'lab> KubeNode<'lab> {
             .args(["sh", "-c", include_str!("node/boot.sh"), "boot"])
             .args([&inside, &packages])
             .arg(first_version()?.join(" "))
+            .arg(groups.path())
             .arg(format!("--config={}", inside.join("kubelet.json").display()))
             .arg(format!("--kubeconfig={}", inside.join("kubeconfig").display()))
             .arg(format!("--root-dir={DISK}/kubelet"))
