@@ -28,5 +28,5 @@ mod server;
 pub use cluster::{BINARY, Cluster, ClusterBuilder};
 pub use image::{Image, POD, WEIR};
 pub use manifests::{MANIFESTS, NAMESPACE, Rights};
-pub use node::{CGROUP, KubeNode, PACKAGES};
+pub use node::{CGROUP, Files, KubeNode, PACKAGES};
 pub use server::{READY, Server};

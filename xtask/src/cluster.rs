@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::kubernetes::{self, Kubernetes, Parts};
 use crate::process::CommandExt as _;
 use crate::workspace::{Workspace, tool_cache};
-use crate::{Setup, build_bpf, image, setup};
+use crate::{Setup, build_bpf, image, setup, weir};
 
 /// Names the folder of the packages.
 const PACKAGES: &str = "WEIR_CONTAINER_PACKAGES";
@@ -36,7 +36,7 @@ pub fn run(workspace: &Workspace, setup: &Setup, arguments: &[String]) -> Result
     let packages = packages(install)?;
     let pod = build_pod(workspace)?;
     build_bpf(workspace, setup, None)?;
-    let image = image::build(workspace)?.path;
+    let image = image::build(workspace)?;
     let mut cargo = workspace.cargo();
     cargo
         .args(["run", "--quiet", "--package=lb-tests", "--bin=cluster", "--"])
@@ -44,7 +44,8 @@ pub fn run(workspace: &Workspace, setup: &Setup, arguments: &[String]) -> Result
         .env(kubernetes::BINARY, Kubernetes::of(workspace, Parts::WithNodes)?.binary())
         .env(PACKAGES, packages)
         .env(POD, pod)
-        .env(IMAGE, image);
+        .env(IMAGE, image.path)
+        .env(weir::PRODUCT, image.binary);
     setup::run_as_root(&mut cargo)?;
     cargo.run()
 }

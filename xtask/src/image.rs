@@ -46,8 +46,8 @@ pub fn build_root(workspace: &Workspace) -> Result<PathBuf> {
 /// An archive of the image.
 pub struct Archive {
     pub path: PathBuf,
-    /// Of the binary in it.
-    binary: PathBuf,
+    /// The binary in it.
+    pub binary: PathBuf,
     /// Of the image: by which registries know it.
     digest: String,
 }

@@ -1,7 +1,7 @@
 //! What `cargo xtask cluster` shows: a Service of type LoadBalancer in a real cluster, as its users and operators meet it.
 //!
 //! ```text
-//!  client ─┐                      ┌─ node-1: kubelet, containerd, pods, one of them weir
+//!  client ─┐                      ┌─ node-1, a master: kubelet, containerd, pods, one of them weir
 //!          router ──── switch ────┤
 //!  control ┘                      └─ node-2: kubelet, containerd, pods, one of them weir
 //!   etcd, API server, controllers, scheduler
@@ -37,6 +37,8 @@ use weir::Weir;
 /// Of the Service: one request a connection, and many.
 const FRESH: u16 = 80;
 const KEPT: u16 = 81;
+/// Which node is a master, with a static pod.
+const MASTER: usize = 0;
 /// For anything to come about on a machine that is busy.
 const PATIENCE: Duration = Duration::from_secs(180);
 /// Between two looks at what is waited for.
@@ -100,8 +102,13 @@ impl<'lab> Stage<'lab> {
         cluster.start_scheduler(server)?;
         out("two nodes: kubelet, containerd, a bridge for pods");
         let images = [Image::pods()?, Image::weir()?];
-        let nodes = lab.nodes().iter().map(|node| KubeNode::start(&cluster, node, &images));
-        let nodes = nodes.collect::<Result<Vec<_>>>()?;
+        let boot = |(number, node)| {
+            KubeNode::start(&cluster, node, &images, |files| match number {
+                MASTER => weir::prepare_master(&cluster, node, files),
+                _ => Ok(()),
+            })
+        };
+        let nodes = lab.nodes().iter().enumerate().map(boot).collect::<Result<Vec<_>>>()?;
         let mut stage = Self { nodes, cluster, lab, options, nodes_ready: Duration::ZERO };
         stage.wait_ready().inspect_err(|_| stage.print_logs())?;
         stage.nodes_ready = start.elapsed();
@@ -124,9 +131,25 @@ impl<'lab> Stage<'lab> {
 
     fn install(&self) -> Result<()> {
         self.out("kubectl apply: weir, and the addresses that it may give");
-        self.weir().install()?;
+        let master = self.nodes[MASTER].node().name();
+        self.weir().install(master)?;
         self.weir().rolled_out(&timeout())?;
+        wait("the static pod is ready", || Ok(self.weir().ready(master)?.is_some()))?;
         self.server().apply(include_str!("pool.yaml"))
+    }
+
+    /// Replaces weir, node after node.
+    fn replace_weir(&self) -> Result<()> {
+        self.weir().restart()?;
+        self.weir().rolled_out(&timeout())?;
+        let master = &self.nodes[MASTER];
+        let ready = || self.weir().ready(master.node().name());
+        let before = ready()?;
+        self.weir().restart_master(master)?;
+        wait("another static pod is ready", || {
+            let now = ready()?;
+            Ok(now.is_some() && now != before)
+        })
     }
 
     /// All that is shown.
@@ -161,10 +184,7 @@ impl<'lab> Stage<'lab> {
                 stage.server().start()?;
                 wait("the API server is ready again", || Ok(stage.server().is_ready()))
             })?,
-            self.step(&load, "weir: rollout restart", |stage| {
-                stage.weir().restart()?;
-                stage.weir().rolled_out(&timeout())
-            })?,
+            self.step(&load, "weir replaced", Self::replace_weir)?,
         ];
         Ok(Report::new(self.nodes_ready, addressed, steps.into()))
     }

@@ -200,7 +200,7 @@ impl<'lab> Cluster<'lab> {
 
     /// Writes into a folder what a client of the first server needs that proves with a certificate who it is and which group
     /// it is in: `kubeconfig`, and beside it the files that it names, wherever the folder is seen.
-    pub(super) fn write_client(&self, folder: &Path, user: &str, group: &str) -> Result<()> {
+    pub fn write_client(&self, folder: &Path, user: &str, group: &str) -> Result<()> {
         let identity = self.authority.client(user, group)?;
         fs::write(folder.join("client.crt"), identity.certificate)?;
         fs::write(folder.join("client.key"), identity.key)?;

@@ -40,6 +40,8 @@ const FOLDER: &str = "kubelet-files";
 /// What weir's programs for sockets are put on, as seen from inside: on a machine with several nodes none can have the root
 /// of cgroup v2.
 pub const CGROUP: &str = "/run/cgroup-of-node";
+/// Of that folder: what the kubelet runs without being told by an API server.
+const STATIC_PODS: &str = "manifests";
 /// What the parts log into, in that folder.
 const LOGS: [&str; 3] = ["boot.log", "containerd.log", "kubelet.log"];
 /// Bytes of each that are worth looking at.
@@ -48,16 +50,41 @@ const LOG_TAIL: usize = 3_000;
 /// A node of a cluster. Dropping it ends all that runs on it.
 pub struct KubeNode<'lab> {
     node: &'lab Node,
+    files: Files,
     /// Ends everything on the node with it.
     boot: Process,
     // Removed when nobody is in them any more.
     _groups: ControlGroups,
 }
 
+/// The folder of a node's files.
+pub struct Files {
+    /// As this process and all others see it.
+    pub outside: PathBuf,
+    /// As everything on the node does, but containers.
+    pub inside: PathBuf,
+}
+
+impl Files {
+    /// Has the node's kubelet run a pod, or run it anew where the manifest is another one than before.
+    pub fn write_static_pod(&self, name: &str, manifest: &str) -> Result<()> {
+        let folder = self.outside.join(STATIC_PODS);
+        // A kubelet reads what appears there at once, so it appears as a whole.
+        let new = self.outside.join(name);
+        fs::write(&new, manifest).with_context(|| format!("write {}", new.display()))?;
+        Ok(fs::rename(&new, folder.join(name))?)
+    }
+}
+
 impl<'lab> KubeNode<'lab> {
     /// Starts it. The node registers itself by its name in the lab; then it is for the caller to wait until it is ready.
-    /// Its containers find these images there already.
-    pub fn start(cluster: &Cluster, node: &'lab Node, images: &[Image]) -> Result<Self> {
+    /// Its containers find these images there already, and the node what `prepare` writes.
+    pub fn start(
+        cluster: &Cluster,
+        node: &'lab Node,
+        images: &[Image],
+        prepare: impl FnOnce(&Files) -> Result<()>,
+    ) -> Result<Self> {
         let packages = packages()?;
         let (files, inside) = (node.dir().join(FOLDER), Path::new(DISK).join(FOLDER));
         fs::create_dir(&files).with_context(|| format!("{} was one already", node.name()))?;
@@ -78,21 +105,25 @@ impl<'lab> KubeNode<'lab> {
             .replace("{image}", Image::PODS);
         fs::write(files.join("containerd.toml"), runtime)?;
         fs::create_dir(files.join("cni"))?;
+        fs::create_dir(files.join(STATIC_PODS))?;
         fs::write(files.join("cni/pods.conflist"), network(node))?;
         let groups = ControlGroups::make(node.name())?;
         fs::write(files.join("kubelet.json"), settings(&inside, &groups))?;
 
-        let log = fs::File::create(files.join(LOGS[0]))?;
+        let files = Files { outside: files, inside };
+        prepare(&files)?;
+
+        let log = fs::File::create(files.outside.join(LOGS[0]))?;
         let mut command = node.command("unshare");
         command
             // The shell is the first process of its namespace, and dies with unshare.
             .args(["--pid", "--fork", "--kill-child", "--mount", "--mount-proc"])
             .args(["sh", "-c", include_str!("node/boot.sh"), "boot"])
-            .args([&inside, &packages])
+            .args([&files.inside, &packages])
             .arg(first_version()?.join(" "))
             .arg(groups.path())
-            .arg(format!("--config={}", inside.join("kubelet.json").display()))
-            .arg(format!("--kubeconfig={}", inside.join("kubeconfig").display()))
+            .arg(format!("--config={}", files.inside.join("kubelet.json").display()))
+            .arg(format!("--kubeconfig={}", files.inside.join("kubeconfig").display()))
             .arg(format!("--root-dir={DISK}/kubelet"))
             .arg(format!("--cert-dir={DISK}/kubelet/pki"))
             .arg(format!("--hostname-override={}", node.name()))
@@ -102,11 +133,15 @@ impl<'lab> KubeNode<'lab> {
             .stdout(log.try_clone()?)
             .stderr(log);
         let boot = node.start(command)?;
-        Ok(Self { node, boot, _groups: groups })
+        Ok(Self { node, files, boot, _groups: groups })
     }
 
     pub fn node(&self) -> &'lab Node {
         self.node
+    }
+
+    pub fn files(&self) -> &Files {
+        &self.files
     }
 
     /// Whether the kubelet runs; it never ends by itself.
@@ -176,6 +211,7 @@ fn settings(inside: &Path, groups: &ControlGroups) -> String {
             "x509": {"clientCAFile": file("ca.crt")},
         },
         "authorization": {"mode": "Webhook"},
+        "staticPodPath": file(STATIC_PODS),
         "resolvConf": file("resolv.conf"), "podLogsDir": Path::new(DISK).join("pods-logs"),
         "evictionHard": {"memory.available": "1Mi", "nodefs.available": "1Mi"},
     })

@@ -18,6 +18,11 @@ mount -t tmpfs run /run
 # As an init does it: pods may ask to see what is mounted here later.
 mount --make-shared /run
 mount -t tmpfs lib /var/lib
+# A container finds files at no place below /sys.
+if [ -d "$files/weir" ]; then
+    mkdir /run/weir
+    mount --bind "$files/weir" /run/weir
+fi
 # What a kubelet would set for the whole machine it sets for files of the node.
 for of in kernel/panic kernel/panic_on_oops kernel/keys/root_maxbytes kernel/keys/root_maxkeys \
     vm/overcommit_memory vm/panic_on_oom; do
